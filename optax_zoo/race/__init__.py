@@ -1,0 +1,1 @@
+"""The command `optax-zoo race`: every optimizer, the same budget, real data."""

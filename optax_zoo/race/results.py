@@ -1,0 +1,209 @@
+"""What a race leaves behind: the typed record of every run, saved as strict JSON and read back unchanged.
+
+Axes of the arrays: L learning rates, S seeds, E evaluations (the first before any step, the last after
+the last step). A loss that was not finite is NaN here and `null` in the file.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = "optax-zoo race 1"
+FILE_NAME = "results.json"
+REFERENCE = "adamw"
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+class ResultsError(Exception):
+    """A results file that cannot be used; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What was learnt: `name` on the command line, one sentence of `description`, the unit of every loss."""
+
+    name: str
+    description: str
+    loss_unit: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the losses; two races may share a file only if these are equal.
+
+    Attributes:
+      task: name of the task.
+      data: hash of the three splits.
+      steps: optimizer steps of every run.
+      batch_size: examples (or windows of text) per step.
+      seeds: each decides the initialisation and the order of the batches, alike for all optimizers.
+      base_learning_rate: AdamW's; a method's grid is `grid * relative_learning_rate * base_learning_rate`.
+      grid: the factors of that grid.
+      learning_rates: the absolute values for every optimizer, instead of the grid; None for the grid.
+      schedule: `decay` or `constant`, see `optax_zoo.race.runner.schedule`.
+    """
+
+    task: str
+    data: str
+    steps: int
+    batch_size: int
+    seeds: tuple[int, ...]
+    base_learning_rate: float
+    grid: tuple[float, ...]
+    learning_rates: tuple[float, ...] | None
+    schedule: str
+
+
+@dataclass(frozen=True, eq=False)
+class OptimizerResult:
+    """All runs of one optimizer.
+
+    Attributes:
+      name: name in the registry.
+      library: "optax_zoo" or "optax".
+      learning_rates: [L], increasing.
+      eval_steps: [E], optimizer steps taken before each evaluation; starts at 0.
+      train_loss: [L, S, E], on a fixed sample of the training split.
+      selection_loss: [L, S, E], on the split that chooses the learning rate.
+      report_loss: [L, S, E], on the split that is reported.
+      accuracy: [L, S, E], fraction of the report split; None where the task has none.
+      diverged: [L, S], see `optax_zoo.race.standings.find_diverged`.
+      best: index into `learning_rates`, chosen on the selection split.
+      step_seconds: of one step of all L * S runs at once, compilation excluded.
+      relative_step_time: `step_seconds` over AdamW's, measured side by side.
+      state_bytes_per_parameter: optimizer state of one run over its number of parameters.
+      wall_seconds: everything that was spent on this optimizer, compilation and timing included.
+    """
+
+    name: str
+    library: str
+    learning_rates: Floats
+    eval_steps: Ints
+    train_loss: Floats
+    selection_loss: Floats
+    report_loss: Floats
+    accuracy: Floats | None
+    diverged: Bools
+    best: int
+    step_seconds: float
+    relative_step_time: float
+    state_bytes_per_parameter: float
+    wall_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class RaceResults:
+    """A whole race, finished or not: `optimizers` holds those that are done, in the order of the race.
+
+    `versions` maps package names (and "python") to versions; `machine` says "cpus", "platform" and "device".
+    """
+
+    task: Task
+    settings: Settings
+    versions: Mapping[str, str]
+    machine: Mapping[str, str]
+    optimizers: tuple[OptimizerResult, ...] = ()
+
+    def __getitem__(self, name: str) -> OptimizerResult:
+        for result in self.optimizers:
+            if result.name == name:
+                return result
+        raise KeyError(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(result.name for result in self.optimizers)
+
+    def add(self, result: OptimizerResult) -> "RaceResults":
+        """These results and one more optimizer."""
+        return dataclasses.replace(self, optimizers=(*self.optimizers, result))
+
+
+def save(results: RaceResults, path: Path) -> None:
+    """Writes the file in one piece: a reader, or a crash, never sees half of it."""
+    text = json.dumps({"format": FORMAT, **_to_json(results)}, indent=1, allow_nan=False)
+    write_atomically(path, text + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes `text` beside `path`, then puts it in place of `path` in one step."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path: Path) -> RaceResults:
+    """Reads what `save` wrote.
+
+    Raises:
+      ResultsError: unreadable, not the results of a race, or of another version.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultsError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ResultsError(f"{path} is not the results file of a race: {error}") from error
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT:
+        raise ResultsError(
+            f"{path} has format {found!r} but this version reads {FORMAT!r}; move it away or choose another "
+            "--out"
+        )
+    try:
+        return RaceResults(
+            task=Task(**record["task"]),
+            settings=Settings(**{name: _tuples(value) for name, value in record["settings"].items()}),
+            versions=record["versions"],
+            machine=record["machine"],
+            optimizers=tuple(_read_optimizer(entry) for entry in record["optimizers"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultsError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+_DTYPES = {Floats: np.float64, Floats | None: np.float64, Ints: np.int64, Bools: np.bool_}
+
+
+def _read_optimizer(entry: Mapping[str, Any]) -> OptimizerResult:
+    values = dict(entry)
+    for field in dataclasses.fields(OptimizerResult):
+        if field.type in _DTYPES and entry[field.name] is not None:
+            values[field.name] = np.array(entry[field.name], dtype=_DTYPES[field.type])
+    for name in ("step_seconds", "relative_step_time"):
+        values[name] = float("nan") if values[name] is None else values[name]
+    return OptimizerResult(**values)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _to_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray):
+        return _to_json(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_json(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,216 @@
+"""From the raw runs of a race to its leaderboard: pure functions of `RaceResults`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtr
+
+from optax_zoo.race.results import REFERENCE, Bools, Floats, OptimizerResult, RaceResults
+
+DIVERGENCE = 2.0
+LEVEL = 0.05
+MIN_SEEDS = 3
+
+DIVERGENCE_RULE = (
+    f"A run has diverged when any of its losses was not finite or its last loss is above {DIVERGENCE:g} times "
+    "the first; it then counts with its loss before training, and no seed is dropped."
+)
+SIGNIFICANCE_RULE = (
+    "An optimizer differs from AdamW when the two-sided paired t-test over seeds (which share initialisation "
+    f"and batches) on the final report loss stays below {LEVEL:g} after Holm's correction for all optimizers of "
+    f"the race; fewer than {MIN_SEEDS} seeds decide nothing."
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One optimizer against AdamW on the final report loss, paired by seed.
+
+    Attributes:
+      difference: mean over seeds of (this - AdamW); negative is better.
+      p: of the paired t-test; None with fewer than three seeds.
+      p_holm: corrected for all comparisons of the race.
+      verdict: "better", "worse", "unclear", or "too few seeds".
+    """
+
+    difference: float
+    p: float | None
+    p_holm: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One row of the leaderboard, at the optimizer's best learning rate.
+
+    Attributes:
+      name, library: as in the registry.
+      learning_rate: chosen on the selection split.
+      at_edge: "lowest" or "highest" of the grid, where a wider grid might do better; None inside it.
+      diverged_runs: seeds that diverged at this learning rate; all of them when no learning rate survived.
+      seeds: number of seeds.
+      loss, loss_spread: mean and sample standard deviation over seeds of the final report loss.
+      accuracy, accuracy_spread: the same of the accuracy; None where the task has none.
+      steps_to_reference: steps until the mean report loss is at AdamW's final one, interpolated between
+        evaluations; None if never.
+      comparison: against AdamW; None for AdamW itself.
+      relative_step_time: over AdamW's.
+      state_bytes_per_parameter: optimizer state over parameters.
+    """
+
+    name: str
+    library: str
+    learning_rate: float
+    at_edge: str | None
+    diverged_runs: int
+    seeds: int
+    loss: float
+    loss_spread: float | None
+    accuracy: float | None
+    accuracy_spread: float | None
+    steps_to_reference: float | None
+    comparison: Comparison | None
+    relative_step_time: float
+    state_bytes_per_parameter: float
+
+    @property
+    def diverged(self) -> bool:
+        """Whether no run survived."""
+        return self.diverged_runs == self.seeds
+
+
+def find_diverged(*losses: Floats) -> Bools:
+    """[L, S]: see `DIVERGENCE_RULE`; each of `losses` is [L, S, E]."""
+    diverged = np.zeros(losses[0].shape[:2], dtype=bool)
+    for loss in losses:
+        with np.errstate(invalid="ignore"):
+            diverged |= ~np.isfinite(loss).all(axis=-1) | (loss[..., -1] > DIVERGENCE * loss[..., 0])
+    return diverged
+
+
+def choose_best(selection_loss: Floats, diverged: Bools) -> int:
+    """Index of the lowest mean final selection loss among the learning rates with the fewest diverged seeds."""
+    final = _count_diverged_as_untrained(selection_loss, diverged)[..., -1].mean(axis=-1)
+    return int(np.lexsort((final, diverged.sum(axis=-1)))[0])
+
+
+def final_losses(result: OptimizerResult) -> Floats:
+    """[S]: final report loss at the best learning rate."""
+    return report_curves(result)[:, -1]
+
+
+def report_curves(result: OptimizerResult) -> Floats:
+    """[S, E]: report loss at the best learning rate; a diverged run stays at its loss before training."""
+    return _count_diverged_as_untrained(result.report_loss, result.diverged)[result.best]
+
+
+def steps_to_reach(result: OptimizerResult, target: float) -> float | None:
+    """Steps until the mean report loss over seeds reaches `target`, interpolated between evaluations."""
+    mean = report_curves(result).mean(axis=0)
+    reached = np.flatnonzero(mean <= target)
+    if reached.size == 0:
+        return None
+    after = int(reached[0])
+    if after == 0:
+        return 0.0
+    before = after - 1
+    share = (mean[before] - target) / (mean[before] - mean[after])
+    return float(result.eval_steps[before] + share * (result.eval_steps[after] - result.eval_steps[before]))
+
+
+def paired_p(differences: Floats) -> float | None:
+    """Two-sided p of the paired t-test that `differences` [S] have mean zero; None with too few seeds."""
+    n = differences.size
+    if n < MIN_SEEDS:
+        return None
+    mean, spread = float(differences.mean()), float(differences.std(ddof=1))
+    if spread == 0.0:
+        return 1.0 if mean == 0.0 else 0.0
+    return float(2.0 * stdtr(n - 1, -abs(mean) / (spread / math.sqrt(n))))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction, in the order given."""
+    order = np.argsort(p_values)
+    factors = len(p_values) - np.arange(len(p_values))
+    corrected = np.minimum(np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors), 1.0)
+    unordered = np.empty(len(p_values))
+    unordered[order] = corrected
+    return [float(p) for p in unordered]
+
+
+def compare(race: RaceResults) -> Mapping[str, Comparison]:
+    """Every optimizer but AdamW against AdamW; empty while AdamW has not finished."""
+    if REFERENCE not in race.names:
+        return {}
+    baseline = final_losses(race[REFERENCE])
+    differences = {
+        result.name: final_losses(result) - baseline for result in race.optimizers if result.name != REFERENCE
+    }
+    raw = {name: paired_p(difference) for name, difference in differences.items()}
+    tested = [name for name, p in raw.items() if p is not None]
+    corrected = dict(zip(tested, holm([p for p in raw.values() if p is not None]), strict=True))
+    return {
+        name: Comparison(
+            difference=float(difference.mean()),
+            p=raw[name],
+            p_holm=corrected.get(name),
+            verdict=_verdict(float(difference.mean()), corrected.get(name)),
+        )
+        for name, difference in differences.items()
+    }
+
+
+def leaderboard(race: RaceResults) -> list[Standing]:
+    """The rows of the leaderboard, best final report loss first and fully diverged optimizers last."""
+    comparisons = compare(race)
+    target = float(final_losses(race[REFERENCE]).mean()) if REFERENCE in race.names else None
+    rows = [_standing(result, comparisons.get(result.name), target) for result in race.optimizers]
+    return sorted(rows, key=lambda row: (row.diverged, row.loss))
+
+
+def _standing(result: OptimizerResult, comparison: Comparison | None, target: float | None) -> Standing:
+    losses = final_losses(result)
+    accuracy = None if result.accuracy is None else result.accuracy[result.best, :, -1]
+    diverged_runs = int(result.diverged[result.best].sum())
+    reaches = target is not None and diverged_runs < losses.size
+    return Standing(
+        name=result.name,
+        library=result.library,
+        learning_rate=float(result.learning_rates[result.best]),
+        at_edge=_edge(result),
+        diverged_runs=diverged_runs,
+        seeds=losses.size,
+        loss=float(losses.mean()),
+        loss_spread=_spread(losses),
+        accuracy=None if accuracy is None else float(accuracy.mean()),
+        accuracy_spread=None if accuracy is None else _spread(accuracy),
+        steps_to_reference=steps_to_reach(result, target) if reaches and target is not None else None,
+        comparison=comparison,
+        relative_step_time=result.relative_step_time,
+        state_bytes_per_parameter=result.state_bytes_per_parameter,
+    )
+
+
+def _edge(result: OptimizerResult) -> str | None:
+    if result.learning_rates.size < 2:
+        return None
+    return {0: "lowest", result.learning_rates.size - 1: "highest"}.get(result.best)
+
+
+def _spread(values: Floats) -> float | None:
+    return float(values.std(ddof=1)) if values.size > 1 else None
+
+
+def _count_diverged_as_untrained(loss: Floats, diverged: Bools) -> Floats:
+    return np.where(diverged[..., None], loss[..., :1], loss)
+
+
+def _verdict(difference: float, p_holm: float | None) -> str:
+    if p_holm is None:
+        return "too few seeds"
+    if p_holm > LEVEL:
+        return "unclear"
+    return "better" if difference < 0 else "worse"
