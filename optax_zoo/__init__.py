@@ -1,0 +1,19 @@
+"""Optimizer papers as composable optax gradient transformations, each proven equal to its authors' code."""
+
+from optax_zoo._core.averages import eval_params as eval_params
+from optax_zoo._core.closures import closures as closures
+from optax_zoo._core.closures import only_extra_args as only_extra_args
+from optax_zoo._core.closures import train_step as train_step
+from optax_zoo._core.describe import describe as describe
+from optax_zoo._core.paper import Paper as Paper
+from optax_zoo._core.paper import cite as cite
+from optax_zoo._core.paper import create as create
+from optax_zoo._core.paper import find as find
+from optax_zoo._core.paper import paper as paper
+from optax_zoo._core.paper import papers as papers
+from optax_zoo.adaptive.ademamix import ademamix as ademamix
+from optax_zoo.adaptive.ademamix import ademamix_alpha_schedule as ademamix_alpha_schedule
+from optax_zoo.adaptive.ademamix import ademamix_b3_schedule as ademamix_b3_schedule
+from optax_zoo.adaptive.ademamix import scale_by_ademamix as scale_by_ademamix
+
+__version__ = "0.1.0"

@@ -1,0 +1,81 @@
+"""The extra-argument convention: what a method may ask of the training loop beyond the gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax import Array
+
+from optax_zoo._core.trees import PyTree
+
+Step = Callable[..., tuple[Any, ...]]
+
+
+def closures(loss_fn: Callable[..., Any], params: PyTree, *batch: Any, has_aux: bool = False) -> dict[str, Any]:
+    """Everything a method of the zoo may ask for at `params` on one batch.
+
+    Call it inside the jitted step: functions cannot be arguments of a jitted function.
+
+    Args:
+      loss_fn: `loss_fn(params, *batch)` -> scalar loss, or (loss, aux) with `has_aux`.
+      params: where to differentiate.
+      *batch: what else `loss_fn` takes.
+      has_aux: whether `loss_fn` returns (loss, aux).
+
+    Returns:
+      `value` (scalar), `grad` (like params), `value_fn(params)`, `grad_fn(params)`, `hvp_fn(params, v)`, and `aux`
+      with `has_aux`. Pass it on as `tx.update(c["grad"], state, params, **c)`.
+    """
+
+    def value_fn(at: PyTree) -> Array:
+        out = loss_fn(at, *batch)
+        return out[0] if has_aux else out
+
+    grad_fn = jax.grad(value_fn)
+
+    def hvp_fn(at: PyTree, v: PyTree) -> PyTree:
+        return jax.jvp(grad_fn, (at,), (v,))[1]
+
+    out, grad = jax.value_and_grad(loss_fn, has_aux=has_aux)(params, *batch)
+    given = {"value": out[0] if has_aux else out, "grad": grad}
+    given |= {"value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn}
+    return given | ({"aux": out[1]} if has_aux else {})
+
+
+def train_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformation, has_aux: bool = False) -> Step:
+    """A pure training step with which any method of the zoo drops in.
+
+    Args:
+      loss_fn: `loss_fn(params, *batch)` -> scalar loss, or (loss, aux) with `has_aux`.
+      tx: any gradient transformation; it is given `value, grad, value_fn, grad_fn, hvp_fn` and `key`.
+      has_aux: whether `loss_fn` returns (loss, aux).
+
+    Returns:
+      `step(params, opt_state, *batch, key=None)` -> (params, opt_state, loss), followed by aux with `has_aux`. The
+      loss is that of the incoming params. Jit it yourself, donating params and state:
+      `jax.jit(step, donate_argnums=(0, 1))`.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def step(params: PyTree, opt_state: PyTree, *batch: Any, key: Array | None = None) -> tuple[Any, ...]:
+        given = closures(loss_fn, params, *batch, has_aux=has_aux)
+        aux = (given.pop("aux"),) if has_aux else ()
+        if key is not None:
+            given["key"] = key
+        updates, opt_state = tx.update(given["grad"], opt_state, params, **given)
+        return optax.apply_updates(params, updates), opt_state, given["value"], *aux
+
+    return step
+
+
+def only_extra_args(tx: optax.GradientTransformation, *names: str) -> optax.GradientTransformationExtraArgs:
+    """Forwards just the named extra arguments to `tx`, for transformations that refuse those they do not know."""
+    inner = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        return inner.update(updates, state, params, **{k: v for k, v in extra.items() if k in names})
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -1,0 +1,48 @@
+"""What an optimizer keeps per parameter, and what it needs."""
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import jax
+import optax
+
+from optax_zoo._core.paper import in_use
+from optax_zoo._core.trees import PyTree
+
+
+def describe(tx: optax.GradientTransformation, params: PyTree) -> str:
+    """A table of the optimizer's state slots with dtypes and bytes per parameter, and of the methods in use.
+
+    Args:
+      tx: any gradient transformation.
+      params: the parameters, or their `jax.ShapeDtypeStruct`s; nothing is computed.
+
+    Returns:
+      Text: one line per slot (field, dtypes, entries, bytes per parameter), a total, what each method needs and
+      which laws it cannot obey.
+    """
+    state = jax.eval_shape(tx.init, params)
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    slots: dict[str, list[Any]] = defaultdict(list)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        fields = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
+        slots[fields[-1] if fields else "state"].append(leaf)
+
+    def row(name: str, leaves: list[Any]) -> tuple[str, ...]:
+        dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+        entries = sum(math.prod(leaf.shape) for leaf in leaves)
+        size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        return name, dtypes, f"{entries:,}", f"{size / max(parameters, 1):.3g}"
+
+    every = [leaf for leaves in slots.values() for leaf in leaves]
+    table = [("slot", "dtype", "entries", "bytes/parameter"), *(row(n, v) for n, v in slots.items())]
+    table.append(("total", "", *row("total", every)[2:]))
+    widths = [max(len(line[i]) for line in table) for i in range(4)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table]
+    for entry in in_use(state):
+        lines.append(f"{entry.name}: {entry.title} ({entry.year}), {entry.link}")
+        if entry.needs:
+            lines.append(f"{entry.name} needs {', '.join(entry.needs)}")
+        lines += [f"{entry.name} breaks the law {law!r}: {why}" for law, why in entry.breaks.items()]
+    return "\n".join(lines)

@@ -1,0 +1,95 @@
+"""scale_by_x + weight decay + mask + learning rate -> x: the only alias recipe."""
+
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import optax
+from jax import Array
+
+from optax_zoo._core import hyper as hp
+from optax_zoo._core.leafwise import leafwise
+
+Mask: TypeAlias = Any
+"""A (prefix) tree of bools, or a function of the parameters that returns one: True where weights decay."""
+
+Decoupling: TypeAlias = Literal["lr", "fixed", "l2"]
+
+
+class LearningRateState(NamedTuple):
+    count: Array  # steps taken
+    learning_rate: Array  # last rate used
+
+
+class DecayState(NamedTuple):
+    count: Array  # steps taken
+
+
+def finish(
+    transform: optax.GradientTransformation,
+    learning_rate: hp.ScalarOrSchedule,
+    weight_decay: hp.ScalarOrSchedule = 0.0,
+    mask: Mask | None = None,
+    *,
+    decay: Decoupling = "lr",
+) -> optax.GradientTransformationExtraArgs:
+    """Chains `transform`, weight decay and the learning rate into a ready-to-use optimizer.
+
+    Args:
+      transform: an ascent direction u, no sign, no learning rate.
+      learning_rate: number, array or schedule; the rate last used is `optax.tree.get(state, "learning_rate")`.
+      weight_decay: decay coefficient wd; a Python 0 leaves decay out (then params are not needed for it).
+      mask: which leaves decay; None: all.
+      decay: "lr": `p - lr*u - lr*wd*p`; "fixed": `p - lr*u - wd*p`; "l2": `g + wd*p` goes into `transform`.
+
+    Returns:
+      An `optax.chain` whose update is in the gradients' dtype.
+    """
+    decays = not hp.is_zero(weight_decay)
+    rate = _learning_rate(learning_rate, weight_decay if decays and decay != "l2" else 0.0, mask, decay)
+    if decays and decay == "l2":
+        return optax.chain(_add_decay(weight_decay, mask), transform, rate)
+    return optax.chain(transform, rate)
+
+
+def _learning_rate(
+    learning_rate: hp.ScalarOrSchedule, weight_decay: hp.ScalarOrSchedule, mask: Mask | None, decay: Decoupling
+) -> optax.GradientTransformationExtraArgs:
+    def step(h: Any, s: LearningRateState) -> dict[str, Any]:
+        return {"learning_rate": h.learning_rate}
+
+    if hp.is_zero(weight_decay):
+
+        @leafwise(LearningRateState, hyper={"learning_rate": learning_rate}, step=step, learning_rate=0.0)
+        def descend(u: Array, s: LearningRateState, h: Any) -> tuple[Array, LearningRateState]:
+            return -h.learning_rate * u, s
+
+        return descend
+
+    @leafwise(
+        LearningRateState,
+        hyper={"learning_rate": learning_rate, "weight_decay": weight_decay},
+        static={"decayed": _decayed(mask)},
+        step=step,
+        learning_rate=0.0,
+    )
+    def descend_and_decay(
+        u: Array, s: LearningRateState, h: Any, p: Array, *, decayed: bool
+    ) -> tuple[Array, LearningRateState]:
+        if not decayed:
+            return -h.learning_rate * u, s
+        if decay == "fixed":
+            return -(h.learning_rate * u + h.weight_decay * p), s
+        return -h.learning_rate * (u + h.weight_decay * p), s
+
+    return descend_and_decay
+
+
+def _add_decay(weight_decay: hp.ScalarOrSchedule, mask: Mask | None) -> optax.GradientTransformationExtraArgs:
+    @leafwise(DecayState, hyper={"weight_decay": weight_decay}, static={"decayed": _decayed(mask)})
+    def add(g: Array, s: DecayState, h: Any, p: Array, *, decayed: bool) -> tuple[Array, DecayState]:
+        return (g + h.weight_decay * p if decayed else g), s
+
+    return add
+
+
+def _decayed(mask: Mask | None) -> Mask:
+    return True if mask is None else mask

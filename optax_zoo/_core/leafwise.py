@@ -1,0 +1,190 @@
+"""A rule for ONE leaf -> a gradient transformation over any tree.
+
+A method declares a NamedTuple state (`count`, then scalars, then params-shaped trees) and a rule that reads
+like the algorithm box of its paper. The engine does the rest once for all methods: it resolves schedules and
+computes the step's scalars once, lifts leaves to at least float32, stores slots back in their own dtype, traces
+the rule once per leaf shape, sums over leaves and mesh axes, and answers mismatched trees with one sentence.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from optax_zoo._core import hyper as hp
+from optax_zoo._core import mesh
+from optax_zoo._core.naming import speaker
+from optax_zoo._core.slots import Slot, widest
+from optax_zoo._core.trees import Leaves, PyTree, per_leaf
+
+Rule: TypeAlias = Callable[..., Any]
+Field: TypeAlias = Slot | float | None
+
+
+def leafwise(
+    state_type: type[tuple],
+    *,
+    hyper: Mapping[str, Any] | None = None,
+    ranges: Mapping[str, str] | None = None,
+    sums: Rule | None = None,
+    step: Callable[[Any, Any], Mapping[str, Any]] | None = None,
+    static: Mapping[str, Any] | None = None,
+    needs: tuple[str, ...] = (),
+    copy_integers: bool = False,
+    **fields: Field,
+) -> Callable[[Rule], optax.GradientTransformationExtraArgs]:
+    """Turns `rule(g, s, h)` or `rule(g, s, h, p)` for one leaf into a transformation.
+
+    Args:
+      state_type: NamedTuple whose fields are `count` and then `fields`, in this order. In the rule `s` is the
+        same class holding this leaf's arrays (and the scalars). A field may follow that a wrapper fills itself.
+      hyper: numbers, arrays or schedules; in the rule `h.name` is this step's value. `h.t` is the number of the
+        step being taken (1, 2, ...) as a floating scalar, `h.count` the 0-based int32 count.
+      ranges: intervals such as `"[0, 1)"` for names that `hyper.RANGES` lacks or has otherwise.
+      sums: `sums(g, s, h[, p])` -> dict of one leaf's partial sums; `h.name` is the sum over all leaves and devices.
+      step: `step(h, s)` -> dict of scalars computed once per step; `h.name` in the rule. A name that is a scalar
+        field of the state becomes its new value.
+      static: per leaf Python values passed to the rule by keyword: a constant, a (prefix) tree or a callable of
+        the gradients' tree.
+      needs: extra arguments of `update` (such as `value`) that the step cannot do without; `h.name`.
+      copy_integers: integer leaves are copied into every slot instead of being refused.
+      **fields: a `Slot` for a params-shaped tree, a number for a scalar's first value, None for a field left out.
+
+    Returns:
+      A decorator that takes the rule and returns the transformation. The rule returns (update, new s).
+
+    Raises (in `update`):
+      ValueError: a needed argument is missing, or trees do not match; the sentence names the method and the path.
+      TypeError: an integer leaf.
+    """
+    name = speaker()
+    values = hp.checked(hyper or {}, ranges or {})
+    slots = {field: slot for field, slot in fields.items() if isinstance(slot, Slot)}
+    scalars = {field: first for field, first in fields.items() if isinstance(first, int | float)}
+    declared = ("count", *fields)
+    if state_type._fields[: len(declared)] != declared:
+        raise TypeError(f"{name}: {state_type.__name__} must start with the fields {declared}")
+
+    def build(rule: Rule) -> optax.GradientTransformationExtraArgs:
+        wants_params = "p" in inspect.signature(rule).parameters
+        sums_want_params = sums is not None and "p" in inspect.signature(sums).parameters
+        run = _jitted(rule, state_type, slots, wants_params)
+        run_sums = _jitted(sums, state_type, slots, sums_want_params) if sums else None
+
+        def init(params: PyTree) -> Any:
+            if not copy_integers:
+                Leaves(name, "params", params).only_inexact()
+            trees = {field: jax.tree.map(slot.init, params) for field, slot in slots.items()}
+            firsts = {field: jnp.full((), first, hp.scalar_dtype()) for field, first in scalars.items()}
+            rest = dict.fromkeys(state_type._fields[1:])
+            return state_type(jnp.zeros((), jnp.int32), **{**rest, **firsts, **trees})
+
+        def update(
+            updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
+        ) -> tuple[PyTree, Any]:
+            leaves = Leaves(name, "the gradient", updates)
+            if not copy_integers:
+                leaves.only_inexact()
+            if params is None and (wants_params or sums_want_params):
+                raise ValueError(f"{name}: needs params; call update(grads, state, params)")
+            ps: list[Any] = [None] * len(leaves.values)
+            if wants_params or sums_want_params:
+                ps = leaves.match("params", params)
+                leaves.same_shapes("params", ps)
+            columns = {field: leaves.match(f"the state's {field}", getattr(state, field)) for field in slots}
+            for field, column in columns.items():
+                leaves.same_shapes(f"the state's {field}", column)
+            static_values = {key: per_leaf(leaves, key, value) for key, value in (static or {}).items()}
+
+            count = state.count
+            h = hp.resolve(values, count)
+            h |= {"count": count, "t": (count + 1).astype(hp.scalar_dtype())}
+            h |= {key: _needed(name, key, extra) for key in needs}
+
+            def leaf_args(i: int) -> tuple[Any, ...]:
+                return leaves.values[i], {f: c[i] for f, c in columns.items()}, ps[i]
+
+            live = [i for i, leaf in enumerate(leaves.values) if leaf is not None]
+            known = {field: getattr(state, field) for field in scalars}
+            if run_sums:
+                h |= mesh.sum_leaves([run_sums(*leaf_args(i), known, _Scalars.of(h)) for i in live])
+            if step:
+                h |= step(SimpleNamespace(**h), state)
+
+            outs = list(leaves.values)
+            new_columns = {field: list(column) for field, column in columns.items()}
+            packed = _Scalars.of(h)
+            for i in live:
+                if not jnp.issubdtype(jnp.result_type(outs[i]), jnp.inexact):
+                    new = dict.fromkeys(slots, outs[i])
+                else:
+                    chosen = {key: column[i] for key, column in static_values.items()}
+                    outs[i], new = run(*leaf_args(i), known, packed, **chosen)
+                for field, value in new.items():
+                    new_columns[field][i] = value
+
+            news = {f: jnp.asarray(h[f], getattr(state, f).dtype) for f in scalars if f in h}
+            news |= {field: leaves.unflatten(column) for field, column in new_columns.items()}
+            return leaves.unflatten(outs), state._replace(count=optax.safe_increment(count), **news)
+
+        return optax.GradientTransformationExtraArgs(init, update)
+
+    return build
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Scalars:
+    """A step's scalars: arrays, traced, and Python values, which stay constants of the rule."""
+
+    arrays: dict[str, Any]
+    fixed: tuple[tuple[str, Any], ...] = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, h: Mapping[str, Any]) -> "_Scalars":
+        arrays = {key: v for key, v in h.items() if any(isinstance(x, Array) for x in jax.tree.leaves(v))}
+        return cls(arrays, tuple(sorted((key, v) for key, v in h.items() if key not in arrays)))
+
+
+def _jitted(rule: Rule, state_type: type[tuple], slots: Mapping[str, Slot], wants_params: bool) -> Rule:
+    """The rule on one leaf, traced once per shape and dtype: lifts, runs, stores back."""
+
+    def one_leaf(g: Array, columns: dict, p: Array | None, known: dict, h: _Scalars, **chosen: Any) -> Any:
+        stored = [column.dtype for column in columns.values()]
+        wide = widest(jnp.float32, g.dtype, *stored, *([p.dtype] if p is not None else []))
+        real = jnp.finfo(wide).dtype
+
+        def lift(x: Array) -> Array:
+            return x.astype(wide if jnp.iscomplexobj(x) else real)
+
+        def scalar(x: Any) -> Any:
+            return x.astype(real) if isinstance(x, Array) and jnp.issubdtype(x.dtype, jnp.floating) else x
+
+        rest = dict.fromkeys(state_type._fields)
+        s = state_type(**{**rest, **jax.tree.map(scalar, known), **jax.tree.map(lift, columns)})
+        namespace = SimpleNamespace(**jax.tree.map(scalar, h.arrays), **dict(h.fixed))
+        out = rule(lift(g), s, namespace, *([lift(p)] if wants_params and p is not None else []), **chosen)
+        if not isinstance(out, tuple):
+            return out
+        u, new = out
+        return u.astype(g.dtype), {f: getattr(new, f).astype(columns[f].dtype) for f in slots}
+
+    return jax.jit(one_leaf, static_argnames=_static_names(rule))
+
+
+def _static_names(rule: Rule) -> tuple[str, ...]:
+    return tuple(n for n, p in inspect.signature(rule).parameters.items() if p.kind is p.KEYWORD_ONLY)
+
+
+def _needed(name: str, key: str, extra: Mapping[str, Any]) -> Any:
+    if extra.get(key) is None:
+        raise ValueError(
+            f"{name}: needs {key}; call update(grads, state, params, {key}=...) or use optax_zoo.train_step"
+        )
+    return hp.as_scalar(extra[key])

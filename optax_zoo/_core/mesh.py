@@ -1,0 +1,50 @@
+"""Sums over a tree that are right under jit and inside shard_map.
+
+Inside `jax.shard_map` each device holds a block of a sharded leaf. Its type says over which mesh axes the
+blocks differ, so a leaf's partial sum is completed over exactly these axes. Under jit the arrays are global
+and the types name no axis. `shard_map(..., check_vma=False)` and `pmap` keep no such types: there a sum covers
+the local block only.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def varying_axes(x: Array) -> tuple[str, ...]:
+    """The mesh axes over which `x` differs between devices inside shard_map, sorted; () elsewhere."""
+    aval = jax.typeof(x)
+    manual = getattr(aval, "mat", None)
+    return tuple(sorted(manual.varying if manual is not None else getattr(aval, "vma", ())))
+
+
+def is_manual() -> bool:
+    """Whether this code runs inside shard_map, where arrays are one device's blocks."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def global_size(x: Array) -> int:
+    """Number of entries of the whole leaf of which `x` may be one device's block."""
+    return x.size * math.prod(jax.lax.axis_size(axis) for axis in varying_axes(x))
+
+
+def sum_leaves(partial: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
+    """Adds scalars over leaves and over the mesh axes each leaf varies on, one collective per set of axes."""
+    groups: dict[tuple[str, ...], dict[str, Array]] = defaultdict(dict)
+    for statistics in partial:
+        for name, value in statistics.items():
+            group = groups[varying_axes(value)]
+            group[name] = group[name] + value if name in group else value
+    total: dict[str, Array] = {}
+    for axes, group in groups.items():
+        for name, value in (jax.lax.psum(group, axes) if axes else group).items():
+            total[name] = total[name] + value if name in total else value
+    return total
+
+
+def zero() -> Array:
+    return jnp.zeros((), jnp.float32)

@@ -1,0 +1,95 @@
+"""What a slot of optimizer state is: how it starts, and in which dtype it is stored."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental.shard_alike import shard_alike
+from jax.typing import DTypeLike
+
+from optax_zoo._core import mesh
+
+Store: TypeAlias = DTypeLike | None
+"""A dtype to keep a slot in; None: the slot's own rule."""
+
+
+def widest(*dtypes: DTypeLike) -> jnp.dtype:
+    """The smallest dtype that holds all of them, whatever promotion mode the user has set."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
+
+
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    return widest(dtype, jnp.float32)
+
+
+def range_of_squares(dtype: DTypeLike) -> jnp.dtype:
+    """A real dtype that can hold the square of a gradient: float16 underflows below 2.4e-4, so it becomes float32."""
+    real = jnp.finfo(dtype).dtype
+    return at_least_float32(real) if real == jnp.float16 else real
+
+
+def _same(dtype: DTypeLike) -> jnp.dtype:
+    return jnp.dtype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One params-shaped tree of the state.
+
+    Attributes:
+      first: the first content from (parameter leaf, storage dtype).
+      dtype: the storage dtype from the leaf's dtype.
+    """
+
+    first: Callable[[Array, jnp.dtype], Array]
+    dtype: Callable[[Any], jnp.dtype]
+
+    def init(self, leaf: Array) -> Array:
+        """A fresh buffer for one leaf, laid out over devices like the leaf."""
+        dtype = self.dtype(leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.dtype
+        slot = self.first(leaf, dtype)
+        placed_by_compiler = isinstance(leaf, jax.core.Tracer) and not mesh.is_manual()
+        return shard_alike(leaf, slot)[1] if placed_by_compiler else slot
+
+
+def zeros(store: Store = None) -> Slot:
+    """Starts at 0 in the leaf's dtype, or in `store`."""
+    return full(0.0, store)
+
+
+def full(value: float, store: Store = None) -> Slot:
+    """Starts at `value` in the leaf's dtype, or in `store`."""
+    return Slot(lambda leaf, dtype: jnp.full_like(leaf, value, dtype), _stored(store, _same))
+
+
+def squares(store: Store = None) -> Slot:
+    """Starts at 0 in a real dtype with the range of squared gradients, or in `store`."""
+    return Slot(lambda leaf, dtype: jnp.zeros_like(leaf, dtype), _stored(store, range_of_squares))
+
+
+def copy(store: Store = None) -> Slot:
+    """Starts as a copy (never an alias) of the parameter, in float32 or better, or in `store`."""
+    return Slot(_copied, _stored(store, at_least_float32))
+
+
+def wide_zeros(store: Store = None) -> Slot:
+    """Starts at 0 in float32 or better, or in `store`."""
+    return Slot(lambda leaf, dtype: jnp.zeros_like(leaf, dtype), _stored(store, at_least_float32))
+
+
+def _copied(leaf: Array, dtype: jnp.dtype) -> Array:
+    return jnp.array(leaf, dtype=dtype, copy=True)
+
+
+def _stored(store: Store, default: Callable[[Any], jnp.dtype]) -> Callable[[Any], jnp.dtype]:
+    if store is None:
+        return default
+    stored = jnp.dtype(store)
+    if not jnp.issubdtype(stored, jnp.inexact):
+        raise TypeError(f"a slot is stored in a floating dtype, got {stored}")
+    return lambda dtype: widest(stored, jnp.complex64) if jnp.issubdtype(dtype, jnp.complexfloating) else stored

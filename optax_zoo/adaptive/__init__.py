@@ -1,0 +1,1 @@
+"""Element-wise and scalar first-order methods."""
