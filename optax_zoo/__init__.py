@@ -11,9 +11,15 @@ from optax_zoo._core.paper import create as create
 from optax_zoo._core.paper import find as find
 from optax_zoo._core.paper import paper as paper
 from optax_zoo._core.paper import papers as papers
+from optax_zoo.adaptive.adabelief import adabelief as adabelief
+from optax_zoo.adaptive.adabelief import scale_by_adabelief as scale_by_adabelief
+from optax_zoo.adaptive.adabound import adabound as adabound
+from optax_zoo.adaptive.adabound import amsbound as amsbound
+from optax_zoo.adaptive.adabound import scale_by_adabound as scale_by_adabound
 from optax_zoo.adaptive.ademamix import ademamix as ademamix
 from optax_zoo.adaptive.ademamix import ademamix_alpha_schedule as ademamix_alpha_schedule
 from optax_zoo.adaptive.ademamix import ademamix_b3_schedule as ademamix_b3_schedule
 from optax_zoo.adaptive.ademamix import scale_by_ademamix as scale_by_ademamix
+from optax_zoo.clipping.clip_by_coordinate import clip_by_coordinate as clip_by_coordinate
 
 __version__ = "0.1.0"

@@ -33,6 +33,7 @@ def leafwise(
     hyper: Mapping[str, Any] | None = None,
     ranges: Mapping[str, str] | None = None,
     sums: Rule | None = None,
+    tree: Callable[[Any, list[Array]], Mapping[str, Any]] | None = None,
     step: Callable[[Any, Any], Mapping[str, Any]] | None = None,
     static: Mapping[str, Any] | None = None,
     needs: tuple[str, ...] = (),
@@ -48,6 +49,8 @@ def leafwise(
         step being taken (1, 2, ...) as a floating scalar, `h.count` the 0-based int32 count.
       ranges: intervals such as `"[0, 1)"` for names that `hyper.RANGES` lacks or has otherwise.
       sums: `sums(g, s, h[, p])` -> dict of one leaf's partial sums; `h.name` is the sum over all leaves and devices.
+      tree: `tree(h, gs)` -> dict of scalars from the list of all gradient leaves, for what no sum can express, such
+        as an order statistic; `h.name`.
       step: `step(h, s)` -> dict of scalars computed once per step; `h.name` in the rule. A name that is a scalar
         field of the state becomes its new value.
       static: per leaf Python values passed to the rule by keyword: a constant, a (prefix) tree or a callable of
@@ -114,6 +117,8 @@ def leafwise(
             known = {field: getattr(state, field) for field in scalars}
             if run_sums:
                 h |= mesh.sum_leaves([run_sums(*leaf_args(i), known, _Scalars.of(h)) for i in live])
+            if tree:
+                h |= tree(SimpleNamespace(**h), [leaves.values[i] for i in live])
             if step:
                 h |= step(SimpleNamespace(**h), state)
 

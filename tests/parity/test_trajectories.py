@@ -1,0 +1,75 @@
+"""Replays the recorded trajectories of the authors' own code: every golden file of every registered method."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax_zoo as zoo
+import pytest
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+CASES = [(paper.name, case) for paper in zoo.papers().values() for case in paper.golden]
+
+
+def prefixed(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+
+
+def optimizer(name: str, meta: dict[str, Any]) -> optax.GradientTransformation:
+    call, extra = dict(meta["call"]), meta["extra"]
+    if "learning_rate_per_step" in extra:
+        table = jnp.asarray(extra["learning_rate_per_step"])
+        call["learning_rate"] = lambda count: table[count]
+    if "decay_schedule" in extra:
+        helper = extra["decay_schedule"]
+        call["decay"] = getattr(zoo, helper["name"])(**helper["kwargs"])
+    if "inner" in extra:
+        inner = extra["inner"]
+        call["inner"] = getattr(optax, inner["name"].removeprefix("optax."))(**inner["kwargs"])
+    return zoo.create(name, **call)
+
+
+def assert_same_displacement(ours: np.ndarray, theirs: np.ndarray, start: np.ndarray, rtol: float) -> None:
+    moved = theirs - start
+    np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=rtol * 1e-3)
+    np.testing.assert_allclose(ours - start, moved, rtol=rtol, atol=0.1 * rtol * np.abs(moved).max())
+
+
+@pytest.mark.parametrize(("name", "case"), CASES, ids=[case for _, case in CASES])
+def test_equals_the_authors_code(name: str, case: str) -> None:
+    with np.load(GOLDEN / f"{case}.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    meta = json.loads(str(arrays.pop("meta")))
+    start, gradients, recorded = (prefixed(arrays, prefix) for prefix in ("p0/", "g/", "p/"))
+    averaged = prefixed(arrays, meta["extra"].get("avg_key") or meta["extra"].get("eval_key") or "avg/")
+
+    with jax.enable_x64(True):
+        tx = optimizer(name, meta)
+
+        def step(carry: Any, grads: Any) -> Any:
+            params, state = carry
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), (params, zoo.eval_params(state, params))
+
+        params = jax.tree.map(jnp.asarray, start)
+        _, (ours, evaluated) = jax.jit(lambda p, g: jax.lax.scan(step, (p, tx.init(p)), g))(params, gradients)
+
+    assert recorded.keys() == start.keys()
+    for leaf, theirs in recorded.items():
+        assert_same_displacement(np.asarray(ours[leaf]), theirs, start[leaf], meta["rtol"])
+    for leaf, theirs in averaged.items():
+        assert_same_displacement(np.asarray(evaluated[leaf]), theirs, start[leaf], meta["rtol"])
+
+
+FUNCTION_LEVEL = {"orthogonalize.basic", "schedules.basic"}
+"""Replayed beside the functions they record, in tests/papers."""
+
+
+def test_every_golden_file_is_replayed() -> None:
+    claimed = {case for _, case in CASES} | FUNCTION_LEVEL
+    assert claimed == {path.stem for path in GOLDEN.glob("*.npz")}
