@@ -1,4 +1,4 @@
-"""Law "frameworks": a jitted step of every method lowers a loss under every framework's parameter containers."""
+"""Law "frameworks": every method lowers a loss under every framework's parameter containers."""
 
 import functools
 import re
