@@ -51,7 +51,8 @@ class Slot:
 
     def init(self, leaf: Array) -> Array:
         """A fresh buffer for one leaf, laid out over devices like the leaf."""
-        dtype = self.dtype(leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.dtype
+        own = jnp.result_type(leaf)
+        dtype = self.dtype(own) if jnp.issubdtype(own, jnp.inexact) else own
         slot = self.first(leaf, dtype)
         placed_by_compiler = isinstance(leaf, jax.core.Tracer) and not mesh.is_manual()
         return shard_alike(leaf, slot)[1] if placed_by_compiler else slot
