@@ -14,13 +14,13 @@ LEVEL = 0.05
 MIN_SEEDS = 3
 
 DIVERGENCE_RULE = (
-    f"A run has diverged when any of its losses was not finite or its last loss is above {DIVERGENCE:g} times "
-    "the first; it then counts with its loss before training, and no seed is dropped."
+    f"A run has diverged when any of its losses was not finite or its last loss is above {DIVERGENCE:g} "
+    "times the first; it then counts with its loss before training, and no seed is dropped."
 )
 SIGNIFICANCE_RULE = (
     "An optimizer differs from AdamW when the two-sided paired t-test over seeds (which share initialisation "
-    f"and batches) on the final report loss stays below {LEVEL:g} after Holm's correction for all optimizers of "
-    f"the race; fewer than {MIN_SEEDS} seeds decide nothing."
+    f"and batches) on the final report loss stays below {LEVEL:g} after Holm's correction for all optimizers "
+    f"of the race; fewer than {MIN_SEEDS} seeds decide nothing."
 )
 
 
@@ -91,7 +91,7 @@ def find_diverged(*losses: Floats) -> Bools:
 
 
 def choose_best(selection_loss: Floats, diverged: Bools) -> int:
-    """Index of the lowest mean final selection loss among the learning rates with the fewest diverged seeds."""
+    """Index of the lowest mean final selection loss among learning rates with the fewest diverged seeds."""
     final = _count_diverged_as_untrained(selection_loss, diverged)[..., -1].mean(axis=-1)
     return int(np.lexsort((final, diverged.sum(axis=-1)))[0])
 

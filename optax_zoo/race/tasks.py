@@ -1,0 +1,260 @@
+"""What is learnt in a race: real data that the machine already has, in three disjoint splits.
+
+The runs are trained on the first split, the learning rate is chosen on the second, the third is reported.
+"""
+
+import hashlib
+import sysconfig
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+
+from optax_zoo.race.models import ByteTransformer, Classifier
+
+TASKS = ("digits", "pysource")
+
+DIGITS_TRAIN, DIGITS_SELECTION = 1000, 397
+CONTEXT = 64
+WINDOWS = {"train": 64, "selection": 64, "report": 128}
+SPLITS = tuple(WINDOWS)
+MAX_TEXT = 2**26
+MIN_HELD_OUT = 4 * (CONTEXT + 1)
+NOT_SOURCE = frozenset({"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages"})
+
+Batch = tuple[jax.Array, ...]
+
+
+class TaskError(Exception):
+    """Data that cannot be used; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A task ready to be trained.
+
+    Attributes:
+      name: of the task, as on the command line.
+      description: one sentence for the leaderboard.
+      loss_unit: unit of every loss.
+      train: arrays that `take` draws batches from.
+      positions: number of valid indices into `train`.
+      held: one fixed batch per split, "train" (a sample), "selection" and "report".
+      init: key -> parameters.
+      take: (train, index [B]) -> the batch at these indices.
+      loss: (parameters, *batch) -> scalar mean loss.
+      accuracy: (parameters, *batch) -> fraction of right answers, or None where it does not apply.
+      batch_size, steps, seeds: defaults of a race on this task.
+      base_learning_rate: in the middle of AdamW's grid.
+      fingerprint: hash of all three splits.
+    """
+
+    name: str
+    description: str
+    loss_unit: str
+    train: Batch
+    positions: int
+    held: dict[str, Batch]
+    init: Callable[[jax.Array], Any]
+    take: Callable[[Batch, jax.Array], Batch]
+    loss: Callable[..., jax.Array]
+    accuracy: Callable[..., jax.Array] | None
+    batch_size: int
+    steps: int
+    seeds: int
+    base_learning_rate: float
+    fingerprint: str
+
+    def batches(self, seed: int, steps: int) -> np.ndarray:
+        """int32 [steps, batch_size]: indices in epochs, each a new permutation decided by `seed`."""
+        generator = np.random.default_rng(seed)
+        size = min(self.batch_size, self.positions)
+        per_epoch = self.positions // size
+        epochs = [
+            generator.permutation(self.positions)[: per_epoch * size].reshape(per_epoch, size)
+            for _ in range(-(-steps // per_epoch))
+        ]
+        return np.concatenate(epochs)[:steps].astype(np.int32)
+
+
+def load(name: str, text: Path | None = None) -> Problem:
+    """The task `name`, or the user's own `text` (a file or a folder).
+
+    Raises:
+      TaskError: unreadable or too short text.
+    """
+    if text is not None:
+        return _language_problem("text", f"the bytes of {text.name or text}", *read_text(text))
+    return {"digits": _digits, "pysource": _pysource}[name]()
+
+
+def _digits() -> Problem:
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    parts = np.split(order, [DIGITS_TRAIN, DIGITS_TRAIN + DIGITS_SELECTION])
+    x, y = (images / 16.0).astype(np.float32), labels.astype(np.int32)
+    splits = {
+        split: (jnp.asarray(x[part]), jnp.asarray(y[part])) for split, part in zip(SPLITS, parts, strict=True)
+    }
+    model = Classifier(widths=(64, 64), classes=10)
+
+    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(model.apply({"params": params}, x), y).mean()
+
+    def accuracy(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return (model.apply({"params": params}, x).argmax(-1) == y).mean()
+
+    return Problem(
+        name="digits",
+        description=(
+            "scikit-learn's 8 x 8 handwritten digits (1000 to train, 397 to choose the learning rate, 400 to "
+            "report), a perceptron with two hidden layers of 64"
+        ),
+        loss_unit="nats",
+        train=splits["train"],
+        positions=DIGITS_TRAIN,
+        held={**splits, "train": tuple(array[:DIGITS_SELECTION] for array in splits["train"])},
+        init=lambda key: model.init(key, splits["train"][0][:1])["params"],
+        take=lambda train, index: tuple(array[index] for array in train),
+        loss=loss,
+        accuracy=accuracy,
+        batch_size=64,
+        steps=600,
+        seeds=5,
+        base_learning_rate=3e-3,
+        fingerprint=_fingerprint(x[order].tobytes(), y[order].tobytes()),
+    )
+
+
+def _pysource() -> Problem:
+    folder = Path(sysconfig.get_path("stdlib"))
+    files = sorted(
+        path for path in folder.rglob("*.py") if not NOT_SOURCE & {*path.relative_to(folder).parts}
+    )
+    if not files:
+        raise TaskError(
+            f"pysource: this Python has no source text in {folder}; choose another --task or --text"
+        )
+    splits, how = split_text(read_files(files, folder))
+    ascii_only = {split: np.minimum(data, 127) for split, data in splits.items()}
+    return _language_problem("pysource", "the source text of Python's standard library", ascii_only, how)
+
+
+def _language_problem(name: str, what: str, splits: dict[str, np.ndarray], how: str) -> Problem:
+    vocabulary = 128 if max(int(data.max()) for data in splits.values()) < 128 else 256
+    model = ByteTransformer(vocabulary=vocabulary, context=CONTEXT)
+    size = sum(data.size for data in splits.values())
+
+    def loss(params: Any, windows: jax.Array) -> jax.Array:
+        tokens = windows.astype(jnp.int32)
+        logits = model.apply({"params": params}, tokens[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    def take(train: Batch, index: jax.Array) -> Batch:
+        return (train[0][index[:, None] + jnp.arange(CONTEXT + 1)],)
+
+    def windows(split: str) -> Batch:
+        starts = np.linspace(0, splits[split].size - CONTEXT - 1, WINDOWS[split], dtype=np.int64)
+        return (jnp.asarray(splits[split][starts[:, None] + np.arange(CONTEXT + 1)]),)
+
+    return Problem(
+        name=name,
+        description=(
+            f"{what} ({size / 1e6:.2f} MB, split {how}), next-byte prediction by a transformer with {model.layers} "
+            f"layers of width {model.width} and a context of {CONTEXT} bytes"
+        ),
+        loss_unit="nats per byte",
+        train=(jnp.asarray(splits["train"]),),
+        positions=splits["train"].size - CONTEXT,
+        held={split: windows(split) for split in SPLITS},
+        init=lambda key: model.init(key, jnp.zeros((1, CONTEXT), jnp.int32))["params"],
+        take=take,
+        loss=loss,
+        accuracy=None,
+        batch_size=16,
+        steps=300,
+        seeds=3,
+        base_learning_rate=4e-3,
+        fingerprint=_fingerprint(*(splits[split].tobytes() for split in SPLITS)),
+    )
+
+
+def read_text(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """The three splits of a text file (by position) or of a folder (by file), and how they were split.
+
+    Of a folder, hidden and binary files are left out; at most the first 64 MiB are read.
+
+    Raises:
+      TaskError: missing, unreadable, or too short.
+    """
+    if path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file, path))
+        return split_text(read_files(inside, path))
+    return split_text(read_files([path], path.parent))
+
+
+def read_files(paths: Iterable[Path], folder: Path) -> list[tuple[str, bytes]]:
+    """(path relative to `folder`, content) of the text files among `paths`, up to `MAX_TEXT` bytes."""
+    files: list[tuple[str, bytes]] = []
+    left = MAX_TEXT
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                content = file.read(left)
+        except OSError as error:
+            raise TaskError(f"cannot read {path}: {error.strerror}") from error
+        if b"\0" not in content:
+            files.append((path.relative_to(folder).as_posix(), content))
+            left -= len(content)
+        if left == 0:
+            break
+    return files
+
+
+def split_text(files: Sequence[tuple[str, bytes]]) -> tuple[dict[str, np.ndarray], str]:
+    """Train, selection and report bytes (uint8), and how they were split.
+
+    By file on sha256(relative path) mod 20, so that a file's split depends on nothing but its name: 0 selects, 1
+    reports. Where that leaves a held-out split too short, by position: the last twentieth reports, the one
+    before it selects.
+
+    Raises:
+      TaskError: too short even by position.
+    """
+    held_out = {0: "selection", 1: "report"}
+    parts: dict[str, list[bytes]] = {split: [] for split in SPLITS}
+    for name, content in files:
+        bucket = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big") % 20
+        parts[held_out.get(bucket, "train")].append(content)
+    by_file = {split: _array(b"".join(contents)) for split, contents in parts.items()}
+    if min(data.size for data in by_file.values()) >= MIN_HELD_OUT:
+        return by_file, "by file"
+
+    whole = _array(b"".join(content for _, content in files))
+    twentieth = whole.size // 20
+    if twentieth < MIN_HELD_OUT:
+        raise TaskError(
+            f"the text has {whole.size} bytes in {len(files)} file(s), the race needs at least {20 * MIN_HELD_OUT}"
+        )
+    return dict(zip(SPLITS, np.split(whole, [-2 * twentieth, -twentieth]), strict=True)), "by position"
+
+
+def _array(content: bytes) -> np.ndarray:
+    return np.frombuffer(content, np.uint8)
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _fingerprint(*contents: bytes) -> str:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()[:16]
