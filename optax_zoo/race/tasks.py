@@ -4,11 +4,12 @@ The runs are trained on the first split, the learning rate is chosen on the seco
 """
 
 import hashlib
+import os
 import sysconfig
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -134,13 +135,9 @@ def _digits() -> Problem:
 
 def _pysource() -> Problem:
     folder = Path(sysconfig.get_path("stdlib"))
-    files = sorted(
-        path for path in folder.rglob("*.py") if not NOT_SOURCE & {*path.relative_to(folder).parts}
-    )
+    files = [path for path in find_files(folder, skip=NOT_SOURCE) if path.suffix == ".py"]
     if not files:
-        raise TaskError(
-            f"pysource: this Python has no source text in {folder}; choose another --task or --text"
-        )
+        raise TaskError(f"this Python has no source text in {folder}; choose another --task or a --text")
     splits, how = split_text(read_files(files, folder))
     ascii_only = {split: np.minimum(data, 127) for split, data in splits.items()}
     return _language_problem("pysource", "the source text of Python's standard library", ascii_only, how)
@@ -157,7 +154,7 @@ def _language_problem(name: str, what: str, splits: dict[str, np.ndarray], how: 
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
     def take(train: Batch, index: jax.Array) -> Batch:
-        return (train[0][index[:, None] + jnp.arange(CONTEXT + 1)],)
+        return (train[0][CONTEXT * index[:, None] + jnp.arange(CONTEXT + 1)],)
 
     def windows(split: str) -> Batch:
         starts = np.linspace(0, splits[split].size - CONTEXT - 1, WINDOWS[split], dtype=np.int64)
@@ -166,12 +163,12 @@ def _language_problem(name: str, what: str, splits: dict[str, np.ndarray], how: 
     return Problem(
         name=name,
         description=(
-            f"{what} ({size / 1e6:.2f} MB, split {how}), next-byte prediction by a transformer with {model.layers} "
-            f"layers of width {model.width} and a context of {CONTEXT} bytes"
+            f"{what} ({size / 1e6:.2f} MB, split {how}), next-byte prediction by a transformer with "
+            f"{model.layers} layers of width {model.width} and a context of {CONTEXT} bytes"
         ),
         loss_unit="nats per byte",
         train=(jnp.asarray(splits["train"]),),
-        positions=splits["train"].size - CONTEXT,
+        positions=(splits["train"].size - 1) // CONTEXT,
         held={split: windows(split) for split in SPLITS},
         init=lambda key: model.init(key, jnp.zeros((1, CONTEXT), jnp.int32))["params"],
         take=take,
@@ -194,9 +191,25 @@ def read_text(path: Path) -> tuple[dict[str, np.ndarray], str]:
       TaskError: missing, unreadable, or too short.
     """
     if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file, path))
-        return split_text(read_files(inside, path))
+        return split_text(read_files(find_files(path), path))
     return split_text(read_files([path], path.parent))
+
+
+def find_files(folder: Path, skip: Collection[str] = ()) -> list[Path]:
+    """All files below `folder` in the order of their paths, without hidden ones and folders named in `skip`.
+
+    Raises:
+      TaskError: a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise TaskError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    files: list[Path] = []
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in skip]
+        files += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(files)
 
 
 def read_files(paths: Iterable[Path], folder: Path) -> list[tuple[str, bytes]]:
@@ -220,8 +233,8 @@ def read_files(paths: Iterable[Path], folder: Path) -> list[tuple[str, bytes]]:
 def split_text(files: Sequence[tuple[str, bytes]]) -> tuple[dict[str, np.ndarray], str]:
     """Train, selection and report bytes (uint8), and how they were split.
 
-    By file on sha256(relative path) mod 20, so that a file's split depends on nothing but its name: 0 selects, 1
-    reports. Where that leaves a held-out split too short, by position: the last twentieth reports, the one
+    By file on sha256(relative path) mod 20, so that a file's split depends on nothing but its name: 0 selects,
+    1 reports. Where that leaves a held-out split too short, by position: the last twentieth reports, the one
     before it selects.
 
     Raises:
@@ -240,17 +253,14 @@ def split_text(files: Sequence[tuple[str, bytes]]) -> tuple[dict[str, np.ndarray
     twentieth = whole.size // 20
     if twentieth < MIN_HELD_OUT:
         raise TaskError(
-            f"the text has {whole.size} bytes in {len(files)} file(s), the race needs at least {20 * MIN_HELD_OUT}"
+            f"the text has {whole.size} bytes in {len(files)} file(s), the race needs at least "
+            f"{20 * MIN_HELD_OUT}"
         )
     return dict(zip(SPLITS, np.split(whole, [-2 * twentieth, -twentieth]), strict=True)), "by position"
 
 
 def _array(content: bytes) -> np.ndarray:
     return np.frombuffer(content, np.uint8)
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _fingerprint(*contents: bytes) -> str:
