@@ -1,5 +1,6 @@
 """Optimizer papers as composable optax gradient transformations, each proven equal to its authors' code."""
 
+from optax_zoo import reexports as reexports
 from optax_zoo._core.averages import eval_params as eval_params
 from optax_zoo._core.closures import closures as closures
 from optax_zoo._core.closures import only_extra_args as only_extra_args
