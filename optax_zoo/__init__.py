@@ -21,6 +21,15 @@ from optax_zoo.adaptive.ademamix import ademamix as ademamix
 from optax_zoo.adaptive.ademamix import ademamix_alpha_schedule as ademamix_alpha_schedule
 from optax_zoo.adaptive.ademamix import ademamix_b3_schedule as ademamix_b3_schedule
 from optax_zoo.adaptive.ademamix import scale_by_ademamix as scale_by_ademamix
+from optax_zoo.averaging.ema import inverse_power_ema_decay as inverse_power_ema_decay
+from optax_zoo.averaging.ema import power_ema_decay as power_ema_decay
+from optax_zoo.averaging.ema import power_ema_gamma as power_ema_gamma
+from optax_zoo.averaging.ema import warmup_ema_decay as warmup_ema_decay
+from optax_zoo.averaging.ema import with_ema as with_ema
+from optax_zoo.averaging.schedule_free import schedule_free as schedule_free
+from optax_zoo.averaging.schedule_free import schedule_free_adamw as schedule_free_adamw
+from optax_zoo.averaging.schedule_free import schedule_free_radam as schedule_free_radam
+from optax_zoo.averaging.schedule_free import schedule_free_sgd as schedule_free_sgd
 from optax_zoo.clipping.clip_by_coordinate import clip_by_coordinate as clip_by_coordinate
 
 __version__ = "0.1.0"

@@ -1,20 +1,30 @@
 """Which weights to evaluate: one function for every averaging method, through any nesting."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from types import SimpleNamespace
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import DTypeLike
 
-from optax_zoo._core.leafwise import Rule, leafwise
+from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import speaker
-from optax_zoo._core.trees import PyTree
+from optax_zoo._core.slots import Slot, widest
+from optax_zoo._core.trees import PyTree, is_none
+
+AveragingRule: TypeAlias = Callable[[Array, Any, Any], Any]
 
 
 @runtime_checkable
 class Average(Protocol):
-    """An optimizer state that knows better weights than the ones being trained."""
+    """An optimizer state that knows better weights than the ones being trained.
+
+    Its class attribute `AVERAGED` names the params-shaped tree by which its blind spots are seen.
+    """
 
     def eval_params(self, params: PyTree) -> PyTree: ...
 
@@ -44,6 +54,48 @@ def average_tree(average: Any) -> PyTree:
     return getattr(average, average.AVERAGED)
 
 
+def evaluate(
+    rule: Callable[[Array, Array, Any], Array], average: PyTree, params: PyTree, **scalars: Array
+) -> PyTree:
+    """Maps `rule(average leaf, parameter leaf, h)` over floating leaves, lifted to float32 or better.
+
+    Args:
+      rule: leaf arithmetic; `h.name` is one of `scalars`.
+      average: the params-shaped tree of an averaging state; its integer leaves are returned as they are.
+      params: a tree like `average`.
+      **scalars: numbers of the state.
+    """
+
+    def leaf(a: Any, p: Any) -> Any:
+        if _is_masked(a) or not jnp.issubdtype(a.dtype, jnp.inexact):
+            return a
+        wide = widest(jnp.float32, a.dtype, p.dtype)
+        real = jnp.finfo(wide).dtype
+        return rule(
+            a.astype(wide), p.astype(wide), SimpleNamespace(**{k: v.astype(real) for k, v in scalars.items()})
+        )
+
+    return jax.tree.map(leaf, average, params, is_leaf=_is_masked)
+
+
+def at_least(slot: Slot, dtype: DTypeLike) -> Slot:
+    """`slot` stored in `dtype`, or in the parameter's own dtype where that is wider.
+
+    Raises:
+      TypeError: `dtype` is not a real floating dtype.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{speaker()}: accumulator_dtype must be a real floating dtype, got {jnp.dtype(dtype)}"
+        )
+    return dataclasses.replace(slot, dtype=lambda leaf: widest(leaf, dtype))
+
+
+def approach(average: Array, value: Array, take: Array | float) -> Array:
+    """(1 - take) * average + take * value, in the form whose fixed point is `value` in floating point too."""
+    return average + take * (value - average)
+
+
 def _is_masked(node: object) -> bool:
     return node is None or isinstance(node, optax.MaskedNode)
 
@@ -66,19 +118,19 @@ def averaging(
     step: Callable[[Any, Any], Mapping[str, Any]] | None = None,
     ranges: Mapping[str, str] | None = None,
     **fields: Any,
-) -> Callable[[Rule], optax.GradientTransformationExtraArgs]:
+) -> Callable[[AveragingRule], optax.GradientTransformationExtraArgs]:
     """A wrapper that runs `inner` and shows the parameters after its step to `rule(p, s, h) -> new s`.
 
     The state's last field is `inner_state`; the other arguments are those of `leafwise`. Updates of `inner` pass
     through unchanged, extra arguments are forwarded, integer leaves are copied into the average.
     """
     name = speaker()
-    inner = _transformation(name, inner)
+    inner = transformation(inner)
 
-    def build(rule: Rule) -> optax.GradientTransformationExtraArgs:
+    def build(rule: AveragingRule) -> optax.GradientTransformationExtraArgs:
         @leafwise(state_type, hyper=hyper, step=step, ranges=ranges, copy_integers=True, **fields)
-        def watch(p: Array, s: Any, h: Any) -> tuple[Array, Any]:
-            return p, rule(p, s, h)
+        def watch(stepped: Array, s: Any, h: Any) -> tuple[Array, Any]:
+            return stepped, rule(stepped, s, h)
 
         def init(params: PyTree) -> Any:
             return watch.init(params)._replace(inner_state=inner.init(params))
@@ -89,7 +141,8 @@ def averaging(
             if params is None:
                 raise ValueError(f"{name}: needs params; call update(grads, state, params)")
             updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
-            _, averaged = watch.update(optax.apply_updates(params, updates), state)
+            stepped = jax.tree.map(_stepped, params, updates, is_leaf=is_none)
+            _, averaged = watch.update(stepped, state)
             return updates, averaged._replace(inner_state=inner_state)
 
         return optax.GradientTransformationExtraArgs(init, update)
@@ -97,7 +150,20 @@ def averaging(
     return build
 
 
-def _transformation(name: str, inner: object) -> optax.GradientTransformationExtraArgs:
+def _stepped(param: Any, update: Any) -> Any:
+    """The parameter after the step, as `optax.apply_updates` gives it; parameters without update stay."""
+    if param is None or update is None or update.dtype == jax.dtypes.float0:
+        return param
+    wide = widest(param.dtype, update.dtype)
+    return (param.astype(wide) + update.astype(wide)).astype(param.dtype)
+
+
+def transformation(inner: object) -> optax.GradientTransformationExtraArgs:
+    """`inner` with support for extra arguments.
+
+    Raises:
+      TypeError: `inner` is not a gradient transformation.
+    """
     if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(f"{name}: inner must be an optax.GradientTransformation, got {inner!r}")
+        raise TypeError(f"{speaker()}: inner must be an optax.GradientTransformation, got {inner!r}")
     return optax.with_extra_args_support(inner)
