@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+
 import optax_zoo as zoo
 
 

@@ -24,8 +24,8 @@ def closures(loss_fn: Callable[..., Any], params: PyTree, *batch: Any, has_aux: 
       has_aux: whether `loss_fn` returns (loss, aux).
 
     Returns:
-      `value` (scalar), `grad` (like params), `value_fn(params)`, `grad_fn(params)`, `hvp_fn(params, v)`, and `aux`
-      with `has_aux`. Pass it on as `tx.update(c["grad"], state, params, **c)`.
+      `value` (scalar), `grad` (like params), `value_fn(params)`, `grad_fn(params)`, `hvp_fn(params, v)`, and
+      `aux` with `has_aux`. Pass it on as `tx.update(c["grad"], state, params, **c)`.
     """
 
     def value_fn(at: PyTree) -> Array:
@@ -52,8 +52,8 @@ def train_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformation, ha
       has_aux: whether `loss_fn` returns (loss, aux).
 
     Returns:
-      `step(params, opt_state, *batch, key=None)` -> (params, opt_state, loss), followed by aux with `has_aux`. The
-      loss is that of the incoming params. Jit it yourself, donating params and state:
+      `step(params, opt_state, *batch, key=None)` -> (params, opt_state, loss), followed by aux with `has_aux`.
+      The loss is that of the incoming params. Jit it yourself, donating params and state:
       `jax.jit(step, donate_argnums=(0, 1))`.
     """
     tx = optax.with_extra_args_support(tx)
@@ -70,12 +70,10 @@ def train_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformation, ha
 
 
 def only_extra_args(tx: optax.GradientTransformation, *names: str) -> optax.GradientTransformationExtraArgs:
-    """Forwards just the named extra arguments to `tx`, for transformations that refuse those they do not know."""
+    """Forwards just the named extra arguments to `tx`, which may refuse those it does not know."""
     inner = optax.with_extra_args_support(tx)
 
-    def update(
-        updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, PyTree]:
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, PyTree]:
         return inner.update(updates, state, params, **{k: v for k, v in extra.items() if k in names})
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

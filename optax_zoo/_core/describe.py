@@ -19,8 +19,8 @@ def describe(tx: optax.GradientTransformation, params: PyTree) -> str:
       params: the parameters, or their `jax.ShapeDtypeStruct`s; nothing is computed.
 
     Returns:
-      Text: one line per slot (field, dtypes, entries, bytes per parameter), a total, what each method needs and
-      which laws it cannot obey.
+      Text: one line per slot (field, dtypes, entries, bytes per parameter), a total, what each method needs
+      and which laws it cannot obey.
     """
     state = jax.eval_shape(tx.init, params)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
@@ -39,7 +39,9 @@ def describe(tx: optax.GradientTransformation, params: PyTree) -> str:
     table = [("slot", "dtype", "entries", "bytes/parameter"), *(row(n, v) for n, v in slots.items())]
     table.append(("total", "", *row("total", every)[2:]))
     widths = [max(len(line[i]) for line in table) for i in range(4)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table
+    ]
     for entry in in_use(state):
         lines.append(f"{entry.name}: {entry.title} ({entry.year}), {entry.link}")
         if entry.needs:

@@ -35,7 +35,8 @@ def finish(
 
     Args:
       transform: an ascent direction u, no sign, no learning rate.
-      learning_rate: number, array or schedule; the rate last used is `optax.tree.get(state, "learning_rate")`.
+      learning_rate: number, array or schedule; the rate last used is in the state as
+        `learning_rate`.
       weight_decay: decay coefficient wd; a Python 0 leaves decay out (then params are not needed for it).
       mask: which leaves decay; None: all.
       decay: "lr": `p - lr*u - lr*wd*p`; "fixed": `p - lr*u - wd*p`; "l2": `g + wd*p` goes into `transform`.
@@ -51,7 +52,10 @@ def finish(
 
 
 def _learning_rate(
-    learning_rate: hp.ScalarOrSchedule, weight_decay: hp.ScalarOrSchedule, mask: Mask | None, decay: Decoupling
+    learning_rate: hp.ScalarOrSchedule,
+    weight_decay: hp.ScalarOrSchedule,
+    mask: Mask | None,
+    decay: Decoupling,
 ) -> optax.GradientTransformationExtraArgs:
     def step(h: Any, s: LearningRateState) -> dict[str, Any]:
         return {"learning_rate": h.learning_rate}
@@ -67,14 +71,14 @@ def _learning_rate(
     @leafwise(
         LearningRateState,
         hyper={"learning_rate": learning_rate, "weight_decay": weight_decay},
-        static={"decayed": _decayed(mask)},
+        static={"mask": True if mask is None else mask},
         step=step,
         learning_rate=0.0,
     )
     def descend_and_decay(
-        u: Array, s: LearningRateState, h: Any, p: Array, *, decayed: bool
+        u: Array, s: LearningRateState, h: Any, p: Array, *, mask: bool
     ) -> tuple[Array, LearningRateState]:
-        if not decayed:
+        if not mask:
             return -h.learning_rate * u, s
         if decay == "fixed":
             return -(h.learning_rate * u + h.weight_decay * p), s
@@ -84,12 +88,10 @@ def _learning_rate(
 
 
 def _add_decay(weight_decay: hp.ScalarOrSchedule, mask: Mask | None) -> optax.GradientTransformationExtraArgs:
-    @leafwise(DecayState, hyper={"weight_decay": weight_decay}, static={"decayed": _decayed(mask)})
-    def add(g: Array, s: DecayState, h: Any, p: Array, *, decayed: bool) -> tuple[Array, DecayState]:
-        return (g + h.weight_decay * p if decayed else g), s
+    @leafwise(
+        DecayState, hyper={"weight_decay": weight_decay}, static={"mask": True if mask is None else mask}
+    )
+    def add(g: Array, s: DecayState, h: Any, p: Array, *, mask: bool) -> tuple[Array, DecayState]:
+        return (g + h.weight_decay * p if mask else g), s
 
     return add
-
-
-def _decayed(mask: Mask | None) -> Mask:
-    return True if mask is None else mask

@@ -1,15 +1,15 @@
-"""Hyper-parameters: a number, an array (perhaps traced) or a schedule; ranges; one sentence when one is out of range."""
+"""Hyper-parameters: a number, an array (perhaps traced) or a schedule; one sentence when out of range."""
 
 import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.core import Tracer
 
 from optax_zoo._core.naming import speaker
 
@@ -78,7 +78,7 @@ def split_decay(b: Scalar | Decay) -> Decay:
     return b if isinstance(b, Decay) else Decay(b, 1.0 - b)
 
 
-def ema(average: Array, value: Array, b: Scalar | Decay) -> Array:
+def ema(average: Any, value: Any, b: Scalar | Decay) -> Any:
     """b * average + (1 - b) * value."""
     keep, take = split_decay(b)
     return keep * average + take * value
@@ -89,10 +89,6 @@ def debias(b: Scalar | Decay, t: Array) -> Array:
     if isinstance(b, Decay):
         return -jnp.expm1(t * jnp.log1p(-b.take))
     return -jnp.expm1(t * log(b))
-
-
-def is_schedule(value: object) -> bool:
-    return callable(value)
 
 
 def log(b: Scalar) -> Scalar:
@@ -117,10 +113,18 @@ def abs_sq(x: Array) -> Array:
     return jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else x * x
 
 
+def number(name: str, value: ScalarOrSchedule, interval: str) -> Scalar:
+    """`value`, which must be a number or an array within `interval` and not a schedule."""
+    if callable(value):
+        raise TypeError(f"{speaker()}: {name} must be a number here, got the schedule {value!r}")
+    check_range(name, value, interval)
+    return value
+
+
 def refuse_schedules(**values: object) -> None:
     """Raises a TypeError for a schedule where a schedule is built from numbers."""
     for name, value in values.items():
-        if is_schedule(value):
+        if callable(value):
             raise TypeError(f"{speaker()}: {name} must be a number here, got the schedule {value!r}")
 
 
@@ -139,7 +143,7 @@ def check_range(name: str, value: object, interval: str) -> None:
       TypeError: `value` is neither a number, an array nor a schedule.
       ValueError: `value` is concrete and outside of the interval, NaN included.
     """
-    if is_schedule(value) or isinstance(value, Decay | jax.core.Tracer):
+    if callable(value) or isinstance(value, Decay | Tracer):
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Real | Array | np.ndarray):
         raise TypeError(f"{speaker()}: {name} must be a number, an array or a schedule, got {value!r}")
@@ -164,7 +168,7 @@ def resolve(values: Mapping[str, Any], count: Array) -> dict[str, Any]:
     def at(value: Any) -> Any:
         if isinstance(value, StepSchedule):
             value = value.exact(count + 1)
-        elif is_schedule(value):
+        elif callable(value):
             value = value(count)
         return value if isinstance(value, Decay) else as_scalar(value)
 

@@ -28,7 +28,7 @@ Field: TypeAlias = Slot | float | None
 
 
 def leafwise(
-    state_type: type[tuple],
+    state_type: type[Any],
     *,
     hyper: Mapping[str, Any] | None = None,
     ranges: Mapping[str, str] | None = None,
@@ -88,9 +88,7 @@ def leafwise(
             rest = dict.fromkeys(state_type._fields[1:])
             return state_type(jnp.zeros((), jnp.int32), **{**rest, **firsts, **trees})
 
-        def update(
-            updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
-        ) -> tuple[PyTree, Any]:
+        def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
             leaves = Leaves(name, "the gradient", updates)
             if not copy_integers:
                 leaves.only_inexact()
@@ -157,7 +155,7 @@ class _Scalars:
         return cls(arrays, tuple(sorted((key, v) for key, v in h.items() if key not in arrays)))
 
 
-def _jitted(rule: Rule, state_type: type[tuple], slots: Mapping[str, Slot], wants_params: bool) -> Rule:
+def _jitted(rule: Rule, state_type: type[Any], slots: Mapping[str, Slot], wants_params: bool) -> Rule:
     """The rule on one leaf, traced once per shape and dtype: lifts, runs, stores back."""
 
     def one_leaf(g: Array, columns: dict, p: Array | None, known: dict, h: _Scalars, **chosen: Any) -> Any:

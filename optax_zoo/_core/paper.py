@@ -123,7 +123,7 @@ def paper(name: str, asker: str = "paper") -> Paper:
 
 def in_use(opt_state: PyTree) -> list[Paper]:
     """The methods whose states occur in an optimizer state, outermost first."""
-    owners = {state: entry for entry in reversed(papers().values()) for state in entry.states}
+    owners = {state: entry for entry in reversed(list(papers().values())) for state in entry.states}
     found: dict[str, Paper] = {}
 
     def visit(node: Any) -> bool:
@@ -153,7 +153,7 @@ def markdown_table() -> str:
     """The table of all methods for the README."""
     rows = ["| method | kind | paper | needs | floats/parameter | code |", "|---|---|---|---|--:|---|"]
     for entry in papers().values():
-        needs = ", ".join(entry.needs) or "–"
+        needs = ", ".join(entry.needs) or "-"
         title = f"[{entry.title}]({entry.link}), {entry.year}"
         size = f"{entry.floats_per_parameter:g}"
         rows.append(f"| `{entry.name}` | {entry.kind} | {title} | {needs} | {size} | {entry.library} |")

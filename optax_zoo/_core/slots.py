@@ -8,10 +8,14 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.experimental.shard_alike import shard_alike
 from jax.typing import DTypeLike
 
 from optax_zoo._core import mesh
+
+PerParameter: TypeAlias = Any
+"""A state field with one array per parameter: a params-shaped tree, and inside a rule one leaf's array."""
 
 Store: TypeAlias = DTypeLike | None
 """A dtype to keep a slot in; None: the slot's own rule."""
@@ -20,7 +24,7 @@ Store: TypeAlias = DTypeLike | None
 def widest(*dtypes: DTypeLike) -> jnp.dtype:
     """The smallest dtype that holds all of them, whatever promotion mode the user has set."""
     with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, dtypes)
+        return jnp.dtype(functools.reduce(jnp.promote_types, dtypes))
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
@@ -54,7 +58,7 @@ class Slot:
         own = jnp.result_type(leaf)
         dtype = self.dtype(own) if jnp.issubdtype(own, jnp.inexact) else own
         slot = self.first(leaf, dtype)
-        placed_by_compiler = isinstance(leaf, jax.core.Tracer) and not mesh.is_manual()
+        placed_by_compiler = isinstance(leaf, Tracer) and not mesh.is_manual()
         return shard_alike(leaf, slot)[1] if placed_by_compiler else slot
 
 

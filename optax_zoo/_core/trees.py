@@ -78,5 +78,8 @@ def per_leaf(leaves: Leaves, what: str, value: PyTree | Callable[[PyTree], PyTre
     prefix = value(leaves.tree) if callable(value) else value
     try:
         return leaves.treedef.flatten_up_to(broadcast(prefix, leaves.tree))
-    except ValueError as error:
-        raise ValueError(f"{leaves.speaker}: {what} must be a tree (or a prefix) of {leaves.what}; {error}") from None
+    except ValueError:
+        raise ValueError(
+            f"{leaves.speaker}: {what} must be a tree (or a prefix) of {leaves.what}, {leaves.treedef};"
+            f" got {jax.tree.structure(prefix)}"
+        ) from None

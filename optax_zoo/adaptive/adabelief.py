@@ -20,14 +20,16 @@ from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.rectify import rectification
-from optax_zoo._core.slots import squares, zeros
+from optax_zoo._core.slots import PerParameter, squares, zeros
 
 
 class AdabeliefState(NamedTuple):
+    """Moments of the gradient and of its distance from the first."""
+
     count: Array  # steps taken
-    m: optax.Updates  # first moment
-    s: optax.Updates  # squared residual
-    s_max: optax.Updates | None  # its maximum (amsgrad)
+    m: PerParameter  # first moment
+    s: PerParameter  # squared residual
+    s_max: PerParameter  # its maximum (amsgrad)
 
 
 @method
@@ -46,7 +48,11 @@ def scale_by_adabelief(
         if not rectify:
             return {"gain": 1 / bias1, "unbias": 1 / jnp.sqrt(bias2)}
         factor, active = rectification(h.b2, h.t, threshold=5.0)
-        return {"gain": factor * jnp.sqrt(bias2) / bias1, "fallback": float(degenerated_to_sgd) / bias1, "active": active}
+        return {
+            "gain": factor * jnp.sqrt(bias2) / bias1,
+            "fallback": float(degenerated_to_sgd) / bias1,
+            "active": active,
+        }
 
     @leafwise(
         AdabeliefState,
@@ -60,12 +66,12 @@ def scale_by_adabelief(
         keep, take = split_decay(h.b2)
         m = ema(s.m, g, h.b1)
         spread = keep * s.s + (take * abs_sq(g - m) + h.eps)
-        s_max = jnp.maximum(s.s_max, spread) if amsgrad else None
+        largest = jnp.maximum(s.s_max, spread) if amsgrad else spread
         if rectify:
             u = m * jnp.where(h.active, h.gain / (jnp.sqrt(spread) + h.eps), h.fallback)
         else:
-            u = h.gain * m / (h.unbias * jnp.sqrt(s_max if amsgrad else spread) + h.eps)
-        return u, s._replace(m=m, s=spread, s_max=s_max)
+            u = h.gain * m / (h.unbias * jnp.sqrt(largest) + h.eps)
+        return u, s._replace(m=m, s=spread, s_max=largest)
 
     return rule
 

@@ -15,18 +15,20 @@ import optax
 from jax import Array
 
 from optax_zoo._core.finish import Mask, finish
-from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq, check_range, debias, ema, is_schedule
+from optax_zoo._core.hyper import Scalar, ScalarOrSchedule, abs_sq, check_range, debias, ema, number
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.slots import squares, zeros
+from optax_zoo._core.slots import PerParameter, squares, zeros
 
 
 class AdaboundState(NamedTuple):
+    """Adam's moments."""
+
     count: Array  # steps taken
-    m: optax.Updates  # first moment
-    v: optax.Updates  # second moment
-    v_max: optax.Updates | None  # its maximum (amsbound)
+    m: PerParameter  # first moment
+    v: PerParameter  # second moment
+    v_max: PerParameter  # its maximum (amsbound)
 
 
 @method
@@ -59,9 +61,9 @@ def scale_by_adabound(
     def rule(g: Array, s: AdaboundState, h: Any) -> tuple[Array, AdaboundState]:
         m = ema(s.m, g, h.b1)
         v = ema(s.v, abs_sq(g), h.b2)
-        v_max = jnp.maximum(s.v_max, v) if amsbound else None
-        rate = h.gain / (jnp.sqrt(v_max if amsbound else v) + h.eps)
-        return jnp.clip(rate, h.low, h.high) * m, s._replace(m=m, v=v, v_max=v_max)
+        largest = jnp.maximum(s.v_max, v) if amsbound else v
+        rate = h.gain / (jnp.sqrt(largest) + h.eps)
+        return jnp.clip(rate, h.low, h.high) * m, s._replace(m=m, v=v, v_max=largest)
 
     return rule
 
@@ -77,7 +79,7 @@ def adabound(
     weight_decay: ScalarOrSchedule = 0.0,
     weight_decouple: bool = False,
     amsbound: bool = False,
-    base_learning_rate: float | None = None,
+    base_learning_rate: Scalar | None = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdaBound (arXiv:1902.09843, Algorithm 2), or AMSBound (Algorithm 3) with `amsbound`.
@@ -116,25 +118,22 @@ def amsbound(
     eps: ScalarOrSchedule = 1e-8,
     weight_decay: ScalarOrSchedule = 0.0,
     weight_decouple: bool = False,
-    base_learning_rate: float | None = None,
+    base_learning_rate: Scalar | None = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AMSBound (arXiv:1902.09843, Algorithm 3): `adabound` with `amsbound=True`, arguments as there."""
     rest = {"base_learning_rate": base_learning_rate, "mask": mask}
-    return adabound(
-        learning_rate, b1, b2, final_lr, gamma, eps, weight_decay, weight_decouple, amsbound=True, **rest
-    )
+    return adabound(learning_rate, b1, b2, final_lr, gamma, eps, weight_decay, weight_decouple, amsbound=True, **rest)
 
 
 def _final_lr_ratio(
-    final_lr: ScalarOrSchedule, learning_rate: ScalarOrSchedule, base: float | None
+    final_lr: ScalarOrSchedule, learning_rate: ScalarOrSchedule, base_learning_rate: Scalar | None
 ) -> ScalarOrSchedule:
-    if base is None:
-        check_range("learning_rate", learning_rate, "(0, inf)")
-        base = learning_rate(0) if is_schedule(learning_rate) else learning_rate
     check_range("final_lr", final_lr, "(0, inf)")
-    check_range("base_learning_rate", base, "(0, inf)")
-    if is_schedule(final_lr):
+    check_range("learning_rate", learning_rate, "(0, inf)")
+    first = learning_rate(0) if callable(learning_rate) else learning_rate
+    base = number("base_learning_rate", first if base_learning_rate is None else base_learning_rate, "(0, inf)")
+    if callable(final_lr):
         return lambda count: final_lr(count) / base
     return final_lr / base
 

@@ -15,20 +15,32 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core import hyper as hp
 from optax_zoo._core.finish import Mask, finish
-from optax_zoo._core.hyper import ScalarOrSchedule, StepSchedule, abs_sq, debias, ema
+from optax_zoo._core.hyper import (
+    Decay,
+    Scalar,
+    ScalarOrSchedule,
+    StepSchedule,
+    abs_sq,
+    debias,
+    ema,
+    log,
+    number,
+    scalar_dtype,
+)
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.slots import squares, zeros
+from optax_zoo._core.slots import PerParameter, squares, zeros
 
 
 class AdemamixState(NamedTuple):
+    """Two averages of the gradient and its second moment."""
+
     count: Array  # steps taken
-    m1: optax.Updates  # fast EMA
-    m2: optax.Updates  # slow EMA
-    nu: optax.Updates  # second moment
+    m1: PerParameter  # fast EMA
+    m2: PerParameter  # slow EMA
+    nu: PerParameter  # second moment
 
 
 @method
@@ -113,24 +125,22 @@ def ademamix(
 
 
 @method
-def ademamix_alpha_schedule(alpha: float, alpha_start: float = 0.0, warmup: int = 1) -> StepSchedule:
+def ademamix_alpha_schedule(alpha: ScalarOrSchedule, alpha_start: Scalar = 0.0, warmup: Scalar = 1) -> StepSchedule:
     """alpha_t, linear from `alpha_start` to `alpha` at step `warmup`, constant after it; t = 1, 2, ..."""
-    hp.checked(
-        {"alpha": alpha, "alpha_start": alpha_start, "alpha_warmup": warmup},
-        {"alpha": "[0, inf)", "alpha_start": "[0, inf)", "alpha_warmup": "[0, inf)"},
-    )
-    hp.refuse_schedules(alpha=alpha, alpha_start=alpha_start, alpha_warmup=warmup)
+    end = number("alpha", alpha, "[0, inf)")
+    start = number("alpha_start", alpha_start, "[0, inf)")
+    steps = number("alpha_warmup", warmup, "[0, inf)")
 
     def at(t: Any) -> Array:
-        t = jnp.asarray(t, hp.scalar_dtype())
-        return jnp.where(t < warmup, (1 - t / warmup) * alpha_start + t / warmup * alpha, alpha)
+        t = jnp.asarray(t, scalar_dtype())
+        return jnp.where(t < steps, (1 - t / steps) * start + t / steps * end, end)
 
     return StepSchedule(at, f"ademamix_alpha_schedule({alpha}, {alpha_start}, {warmup})")
 
 
 @method
 def ademamix_b3_schedule(
-    b3: float, b3_start: float = 0.9, warmup: int = 1, eps: float = 1e-8
+    b3: ScalarOrSchedule, b3_start: ScalarOrSchedule = 0.9, warmup: Scalar = 1, eps: Scalar = 1e-8
 ) -> StepSchedule:
     """b3_t, whose half-life is linear from that of `b3_start` to that of `b3` at step `warmup`; t = 1, 2, ...
 
@@ -140,18 +150,18 @@ def ademamix_b3_schedule(
       warmup: steps.
       eps: added to a decay before its logarithm is taken; 0 is the paper's form, 1e-8 the authors' PyTorch code.
     """
-    hp.checked({"b3": b3, "b3_start": b3_start, "b3_warmup": warmup, "eps": eps}, {"b3_start": "[0, 1)", "b3_warmup": "[0, inf)"})
-    hp.refuse_schedules(b3=b3, b3_start=b3_start, b3_warmup=warmup, eps=eps)
+    end, start = number("b3", b3, "[0, 1)"), number("b3_start", b3_start, "[0, 1)")
+    steps, eps = number("b3_warmup", warmup, "[0, inf)"), number("eps", eps, "[0, inf)")
 
     def log_b3(t: Any) -> Array:
-        t = jnp.asarray(t, hp.scalar_dtype())
-        half_life = (1 - t / warmup) / hp.log(b3_start + eps) + t / warmup / hp.log(b3 + eps)
-        return jnp.where(t < warmup, 1 / half_life, hp.log(b3))
+        t = jnp.asarray(t, scalar_dtype())
+        inverse = (1 - t / steps) / log(start + eps) + t / steps / log(end + eps)
+        return jnp.where(t < steps, 1 / inverse, log(end))
 
     return StepSchedule(
         lambda t: jnp.exp(log_b3(t)),
         f"ademamix_b3_schedule({b3}, {b3_start}, {warmup}, eps={eps})",
-        exact=lambda t: hp.Decay.from_log(log_b3(t)),
+        exact=lambda t: Decay.from_log(log_b3(t)),
     )
 
 

@@ -24,6 +24,8 @@ from optax_zoo._core.slots import widest
 
 
 class ClipByCoordinateState(NamedTuple):
+    """Only the count, for schedules."""
+
     count: Array  # steps taken
 
 

@@ -1,4 +1,4 @@
-"""Replays the recorded trajectories of the authors' own code: every golden file of every registered method."""
+"""Replays the recorded trajectories of the authors' own code, of every registered method."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax_zoo as zoo
 import pytest
+
+import optax_zoo as zoo
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = [(paper.name, case) for paper in zoo.papers().values() for case in paper.golden]

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax_zoo as zoo
 import pytest
+
+import optax_zoo as zoo
 from tests.support import optax_trajectory, problem, trajectory
 
 

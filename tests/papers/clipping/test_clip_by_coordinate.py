@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax_zoo as zoo
 import pytest
+
+import optax_zoo as zoo
 
 TREE = {
     "a": np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32),
