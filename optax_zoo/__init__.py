@@ -26,10 +26,15 @@ from optax_zoo.averaging.ema import power_ema_decay as power_ema_decay
 from optax_zoo.averaging.ema import power_ema_gamma as power_ema_gamma
 from optax_zoo.averaging.ema import warmup_ema_decay as warmup_ema_decay
 from optax_zoo.averaging.ema import with_ema as with_ema
+from optax_zoo.averaging.polyak import with_polyak as with_polyak
 from optax_zoo.averaging.schedule_free import schedule_free as schedule_free
 from optax_zoo.averaging.schedule_free import schedule_free_adamw as schedule_free_adamw
 from optax_zoo.averaging.schedule_free import schedule_free_radam as schedule_free_radam
 from optax_zoo.averaging.schedule_free import schedule_free_sgd as schedule_free_sgd
+from optax_zoo.averaging.swa import cyclic_lr as cyclic_lr
+from optax_zoo.averaging.swa import swa_lr_schedule as swa_lr_schedule
+from optax_zoo.averaging.swa import swalr as swalr
+from optax_zoo.averaging.swa import with_swa as with_swa
 from optax_zoo.clipping.clip_by_coordinate import clip_by_coordinate as clip_by_coordinate
 
 __version__ = "0.1.0"

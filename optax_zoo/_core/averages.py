@@ -54,9 +54,7 @@ def average_tree(average: Any) -> PyTree:
     return getattr(average, average.AVERAGED)
 
 
-def evaluate(
-    rule: Callable[[Array, Array, Any], Array], average: PyTree, params: PyTree, **scalars: Array
-) -> PyTree:
+def evaluate(rule: Callable[[Array, Array, Any], Array], average: PyTree, params: PyTree, **scalars: Array) -> PyTree:
     """Maps `rule(average leaf, parameter leaf, h)` over floating leaves, lifted to float32 or better.
 
     Args:
@@ -71,9 +69,7 @@ def evaluate(
             return a
         wide = widest(jnp.float32, a.dtype, p.dtype)
         real = jnp.finfo(wide).dtype
-        return rule(
-            a.astype(wide), p.astype(wide), SimpleNamespace(**{k: v.astype(real) for k, v in scalars.items()})
-        )
+        return rule(a.astype(wide), p.astype(wide), SimpleNamespace(**{k: v.astype(real) for k, v in scalars.items()}))
 
     return jax.tree.map(leaf, average, params, is_leaf=_is_masked)
 
@@ -85,9 +81,7 @@ def at_least(slot: Slot, dtype: DTypeLike) -> Slot:
       TypeError: `dtype` is not a real floating dtype.
     """
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            f"{speaker()}: accumulator_dtype must be a real floating dtype, got {jnp.dtype(dtype)}"
-        )
+        raise TypeError(f"{speaker()}: accumulator_dtype must be a real floating dtype, got {jnp.dtype(dtype)}")
     return dataclasses.replace(slot, dtype=lambda leaf: widest(leaf, dtype))
 
 
@@ -135,9 +129,7 @@ def averaging(
         def init(params: PyTree) -> Any:
             return watch.init(params)._replace(inner_state=inner.init(params))
 
-        def update(
-            updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
-        ) -> tuple[PyTree, Any]:
+        def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
             if params is None:
                 raise ValueError(f"{name}: needs params; call update(grads, state, params)")
             updates, inner_state = inner.update(updates, state.inner_state, params, **extra)

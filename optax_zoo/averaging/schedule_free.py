@@ -66,9 +66,7 @@ def _average(h: Any, s: ScheduleFreeState, lr: Array | float) -> dict[str, Array
     return {"weight_sum": weight_sum, "lr_max": lr_max, "b1": b1, "pull": pull, "push": push, "lr": lr}
 
 
-def _move(
-    y: Array, s: ScheduleFreeState, h: Any, d: Array, d_again: Array
-) -> tuple[Array, ScheduleFreeState]:
+def _move(y: Array, s: ScheduleFreeState, h: Any, d: Array, d_again: Array) -> tuple[Array, ScheduleFreeState]:
     """Moves z by -lr * d and y after it; `d_again` is d written differently, see `_normalized`."""
     z = s.z - h.lr * d
     return h.pull * (z - y) - h.push * h.lr * d_again, s._replace(z=z)
@@ -250,9 +248,7 @@ def schedule_free_radam(
     hyper = {"learning_rate": learning_rate, "b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
     hyper |= {"r": r, "weight_lr_power": weight_lr_power}
 
-    @leafwise(
-        ScheduleFreeState, hyper=hyper, ranges=_RANGES, step=step, **_slots(state_dtype), nu=squares(), m=None
-    )
+    @leafwise(ScheduleFreeState, hyper=hyper, ranges=_RANGES, step=step, **_slots(state_dtype), nu=squares(), m=None)
     def rule(g: Array, s: ScheduleFreeState, h: Any, p: Array) -> tuple[Array, ScheduleFreeState]:
         nu = ema(s.nu, abs_sq(g), h.b2)
         d, d_again = (
