@@ -3,25 +3,40 @@
 import jax.numpy as jnp
 from jax import Array
 
-from optax_zoo._core.hyper import Decay, Scalar, debias, split_decay
+from optax_zoo._core.hyper import Scalar, log
 
 
-def rectification(b2: Scalar | Decay, t: Array, threshold: float) -> tuple[Array, Array]:
-    """The factor r_t and whether it applies, rho_t > 4 and rho_t >= `threshold`; r_t is 0 where it does not.
+def rectification(b2: Scalar, t: Array, threshold: float = 4.0) -> tuple[Array, Array]:
+    """The variance rectification r_t, and whether the second moment can be relied on yet.
 
-    rho_inf = 2/(1-b2) - 1, rho_t = rho_inf - 2 t b2^t/(1-b2^t),
-    r_t = sqrt((rho_t-4)(rho_t-2) rho_inf / ((rho_inf-4)(rho_inf-2) rho_t)).
+    rho_inf = 2 / (1 - b2) - 1, rho_t = rho_inf - 2 t b2**t / (1 - b2**t),
+    r_t = sqrt((rho_t - 4) (rho_t - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho_t)).
+
+    rho_t is a difference of large numbers; the same is 1 - u(L) + t u(t L) with L = -log b2 and
+    u(x) = 2 / x - 2 / (exp(x) - 1), which float32 can hold.
 
     Args:
-      b2: decay of the second moment, above 0.6 (rho_inf > 4) for the factor ever to apply.
+      b2: decay of the second moment, in [0, 1).
       t: number of the step being taken, from 1; floating scalar.
-      threshold: RAdam's paper has rho_t > 4, later code rho_t >= 5.
+      threshold: it is reliable where rho_t > 4 (the paper) and rho_t >= this (5 in later code).
+
+    Returns:
+      (r_t, a bool scalar); r_t is meaningless where the second is False.
     """
-    rho_inf = 2.0 / split_decay(b2).take - 1.0
-    bias = debias(b2, t)
-    rho = rho_inf - 2.0 * t * (1.0 - bias) / bias
-    active = (rho > 4.0) & (rho >= threshold)
-    safe = jnp.where(active, rho, 5.0)
-    spread = (rho_inf - 4.0) * (rho_inf - 2.0)
-    factor = jnp.sqrt(jnp.maximum((safe - 4.0) * (safe - 2.0) * rho_inf / (spread * safe), 0.0))
-    return jnp.where(active, factor, 0.0), active
+    rate = -jnp.asarray(log(b2), t.dtype)
+    start = 1.0 - _tail(rate)
+    rho, rho_inf = start + t * _tail(t * rate), start + 2.0 / rate
+    reliable = (rho > 4.0) & (rho >= threshold)
+    rho = jnp.where(reliable, rho, 5.0)
+    rho_inf = jnp.maximum(rho_inf, rho)
+    ratio = (rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)
+    return jnp.sqrt(ratio), reliable
+
+
+def _tail(x: Array) -> Array:
+    """2 / x - 2 / (exp(x) - 1) for x > 0."""
+    small = jnp.minimum(x, 0.5)
+    squared = small * small
+    series = 1 / 6 - squared * (1 / 360 - squared * (1 / 15120 - squared * (1 / 604800 - squared / 23950080)))
+    large = jnp.maximum(x, 0.5)
+    return jnp.where(x < 0.5, 1.0 - small * series, 2.0 / large - 2.0 / jnp.expm1(large))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tests.support import trajectory
 
 import optax_zoo as zoo
 
@@ -48,23 +49,15 @@ def test_equals_the_authors_code(name: str, case: str) -> None:
     start, gradients, recorded = (prefixed(arrays, prefix) for prefix in ("p0/", "g/", "p/"))
     averaged = prefixed(arrays, meta["extra"].get("avg_key") or meta["extra"].get("eval_key") or "avg/")
 
-    with jax.enable_x64(True):
-        tx = optimizer(name, meta)
-
-        def step(carry: Any, grads: Any) -> Any:
-            params, state = carry
-            updates, state = tx.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, state), (params, zoo.eval_params(state, params))
-
-        params = jax.tree.map(jnp.asarray, start)
-        _, (ours, evaluated) = jax.jit(lambda p, g: jax.lax.scan(step, (p, tx.init(p)), g))(params, gradients)
+    wraps_optax = "inner" in meta["extra"]
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard" if wraps_optax else "strict"):
+        ours, evaluated = trajectory(optimizer(name, meta), start, gradients)
 
     assert recorded.keys() == start.keys()
     for leaf, theirs in recorded.items():
-        assert_same_displacement(np.asarray(ours[leaf]), theirs, start[leaf], meta["rtol"])
+        assert_same_displacement(ours[leaf], theirs, start[leaf], meta["rtol"])
     for leaf, theirs in averaged.items():
-        assert_same_displacement(np.asarray(evaluated[leaf]), theirs, start[leaf], meta["rtol"])
+        assert_same_displacement(evaluated[leaf], theirs, start[leaf], meta["rtol"])
 
 
 FUNCTION_LEVEL = {"orthogonalize.basic", "schedules.basic"}
