@@ -24,6 +24,7 @@ from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq, debias, ema
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
+from optax_zoo._core.rectify import rectification
 from optax_zoo._core.slots import copy, squares, zeros
 from optax_zoo._core.trees import PyTree
 
@@ -241,7 +242,7 @@ def schedule_free_radam(
     """
 
     def step(h: Any, s: ScheduleFreeState) -> Mapping[str, Any]:
-        reliable, rect = _rectification(h)
+        rect, reliable = rectification(h.b2, h.t)
         lr = h.learning_rate * jnp.where(reliable, rect, float(not silent_sgd_phase))
         return {**_average(h, s, lr), "bias2": debias(h.b2, h.t), "reliable": reliable}
 
@@ -257,31 +258,6 @@ def schedule_free_radam(
         return _move(p, s._replace(nu=nu), h, d, d_again)
 
     return rule
-
-
-def _rectification(h: Any) -> tuple[Array, Array]:
-    """Whether RAdam's rho_t > 4, and its variance rectification.
-
-    rho_t = 2 / (1 - b2) - 1 - 2 t b2**t / (1 - b2**t) is a difference of large numbers; the same is
-    1 - u(L) + t u(t L) with L = -log b2 and u(x) = 2 / x - 2 / (exp(x) - 1), which float32 can hold.
-    """
-    rate = -jnp.asarray(hp.log(h.b2), h.t.dtype)
-    start = 1.0 - _unreliable(rate)
-    rho, rho_inf = start + h.t * _unreliable(h.t * rate), start + 2.0 / rate
-    reliable = rho > 4.0
-    rho = jnp.where(reliable, rho, 5.0)
-    rho_inf = jnp.maximum(rho_inf, rho)
-    ratio = (rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)
-    return reliable, jnp.sqrt(ratio)
-
-
-def _unreliable(x: Array) -> Array:
-    """2 / x - 2 / (exp(x) - 1) for x > 0."""
-    small = jnp.minimum(x, 0.5)
-    squared = small * small
-    series = 1 / 6 - squared * (1 / 360 - squared * (1 / 15120 - squared * (1 / 604800 - squared / 23950080)))
-    large = jnp.maximum(x, 0.5)
-    return jnp.where(x < 0.5, 1.0 - small * series, 2.0 / large - 2.0 / jnp.expm1(large))
 
 
 @method
