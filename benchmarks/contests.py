@@ -1,0 +1,105 @@
+"""Who is measured against whom, and what is aimed at."""
+
+import dataclasses
+import fnmatch
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optax
+from optax import contrib
+
+import optax_zoo as zoo
+
+LEARNING_RATE = 1e-4
+
+SUPPLIED = frozenset({"params", "value", "grad", "key"})
+"""Extra arguments that a bare update can be given; a method that evaluates the loss is not measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """One way to call a method, and the same rule in optax."""
+
+    peer: str = ""
+    make_peer: Callable[[float], optax.GradientTransformation] | None = None
+    variant: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+CONTESTS: Mapping[str, tuple[Contest, ...]] = {
+    "adabelief": (
+        Contest("optax.adabelief", optax.adabelief, variant={"rectify": False}),
+        Contest("optax.adabelief", optax.adabelief),
+    ),
+    "ademamix": (Contest("optax.contrib.ademamix", contrib.ademamix),),
+    "muon": (Contest("optax.contrib.muon", contrib.muon),),
+    "schedule_free": (
+        Contest("optax.contrib.schedule_free", lambda lr: contrib.schedule_free(optax.adamw(lr), 1.0)),
+    ),
+    "schedule_free_adamw": (Contest("optax.contrib.schedule_free_adamw", contrib.schedule_free_adamw),),
+    "schedule_free_sgd": (Contest("optax.contrib.schedule_free_sgd", contrib.schedule_free_sgd),),
+}
+"""Method -> its contests; every other method runs alone, against the limit."""
+
+TARGETS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
+    "cpu": {
+        "time_over_limit": {"adabelief": 1.6, "schedule_free*": 1.75, "*": 1.35},
+        "time_over_peer": {"adabelief": 0.65, "schedule_free*": 0.65, "muon": 0.45, "*": 1.0},
+        "total_over_reference": {"muon": 0.25, "*": 0.9},
+        "temporary_bytes": {"muon": 11.0, "*": 0.1},
+    },
+    "gpu": {
+        "time_over_limit": {"*": 1.15},
+        "time_over_peer": {"muon": 0.5, "*": 1.0},
+        "total_over_reference": {"muon": 0.25, "*": 0.9},
+        "temporary_bytes": {"muon": 11.0, "*": 0.1},
+    },
+}
+"""Platform -> figure -> pattern -> at most; the first pattern that fits counts, for the zoo's own methods."""
+
+
+def is_matrix_method(entry: zoo.Paper) -> bool:
+    return entry.make.__module__.startswith("optax_zoo.matrix.")
+
+
+def target(platform: str, figure: str, method: str) -> float | None:
+    """The aim for one figure of one method; None where there is none."""
+    entry = zoo.paper(method)
+    if entry.library != "optax_zoo" or (is_matrix_method(entry) and figure == "time_over_limit"):
+        return None
+    if not entry.elementwise and not is_matrix_method(entry) and figure != "time_over_peer":
+        return None
+    patterns = TARGETS.get(platform, {}).get(figure, {})
+    return next((aim for pattern, aim in patterns.items() if fnmatch.fnmatchcase(method, pattern)), None)
+
+
+def select(patterns: Sequence[str], library: str = "*") -> list[tuple[zoo.Paper, Contest]]:
+    """Every contest of the methods that match, in the registry's order; says which cannot be measured.
+
+    Raises:
+      ValueError: a pattern that matches no method.
+    """
+    for pattern in patterns:
+        if not zoo.find(pattern):
+            raise ValueError(f"no method matches {pattern!r}")
+    chosen = []
+    for name, entry in zoo.papers().items():
+        if any(fnmatch.fnmatchcase(name, p) for p in patterns) and fnmatch.fnmatchcase(
+            entry.library, library
+        ):
+            if missing := set(entry.needs) - SUPPLIED:
+                print(f"{name}: not measured, needs {', '.join(sorted(missing))}", file=sys.stderr)
+            else:
+                chosen += [(entry, contest) for contest in CONTESTS.get(name, (Contest(),))]
+    return chosen
+
+
+def build(entry: zoo.Paper, contest: Contest) -> optax.GradientTransformationExtraArgs:
+    varied = dataclasses.replace(entry, example={**entry.example, **contest.variant})
+    return varied.build(LEARNING_RATE)
+
+
+def label(entry: zoo.Paper, contest: Contest) -> str:
+    """`adabelief(rectify=False)`."""
+    given = ", ".join(f"{key}={value!r}" for key, value in contest.variant.items())
+    return f"{entry.name}({given})" if given else entry.name

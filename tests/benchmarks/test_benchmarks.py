@@ -1,0 +1,114 @@
+"""The benchmarks run at a toy size and write what they report; what a clock says is never asserted."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_zoo as zoo
+from benchmarks import compile_time, contests, harness, memory, results, step_time
+
+SCRIPTS: dict[str, ModuleType] = {"step_time": step_time, "memory": memory, "compile_time": compile_time}
+
+
+@pytest.fixture(autouse=True)
+def default_promotion() -> Iterator[None]:
+    """The benchmarks run optax's methods, which need JAX's defaults."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[dict, str]]:
+    def run(script: str, *arguments: str) -> tuple[dict, str]:
+        path = tmp_path / "results" / f"{script}.json"
+        SCRIPTS[script].main([*arguments, "--out", str(path)])
+        return json.loads(path.read_text()), capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_writes_figures_and_reports_them(script: str, run: Callable[..., tuple[dict, str]]) -> None:
+    content, text = run(script, "--quick", "--methods", "ademamix")
+    assert content["script"] == script
+    assert content["machine"].keys() == {"processor", "cores", "platform", "device"}
+    assert content["versions"]["jax"] == jax.__version__
+    (row,) = content["rows"]
+    assert (row["method"], row["size"], row["library"]) == ("ademamix", "tiny", "optax_zoo")
+    columns = SCRIPTS[script].FIGURES
+    assert columns.keys() <= row.keys()
+    assert all(heading in text for heading in columns.values())
+    again, shown = run(script, "--report")
+    assert (again, shown) == (content, text)
+
+
+def test_peers_and_variants_are_rows_of_their_own(run: Callable[..., tuple[dict, str]]) -> None:
+    content, _ = run("memory", "--quick", "--methods", "adabelief", "sgd")
+    rows = {row["method"]: row for row in content["rows"]}
+    assert rows.keys() == {"adabelief(rectify=False)", "adabelief", "sgd"}
+    assert rows["adabelief"]["peer"] == "optax.adabelief"
+    assert "peer" not in rows["sgd"]
+
+
+def test_rows_of_other_methods_stay(run: Callable[..., tuple[dict, str]]) -> None:
+    run("memory", "--quick", "--methods", "sgd")
+    content, _ = run("memory", "--quick", "--methods", "lion")
+    assert [row["method"] for row in content["rows"]] == ["sgd", "lion"]
+
+
+def test_rows_of_other_versions_go(run: Callable[..., tuple[dict, str]], tmp_path: Path) -> None:
+    content, _ = run("memory", "--quick", "--methods", "sgd")
+    content["versions"]["jax"] = "0.0.1"
+    (tmp_path / "results" / "memory.json").write_text(json.dumps(content))
+    content, _ = run("memory", "--quick", "--methods", "lion")
+    assert [row["method"] for row in content["rows"]] == ["lion"]
+
+
+def test_unknown_method_is_named(
+    run: Callable[..., tuple[dict, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("memory", "--quick", "--methods", "adamm")
+    assert "no method matches 'adamm'" in capsys.readouterr().err
+
+
+def test_sizes_have_the_published_shapes() -> None:
+    gpt2 = jax.tree.leaves(harness.shapes("gpt2"))
+    assert (len(gpt2), harness.parameters(gpt2)) == (148, 124_439_808)
+    assert len(jax.tree.leaves(harness.shapes("thousand"))) == 1000
+    assert [leaf.shape for leaf in jax.tree.leaves(harness.shapes("layers"))] == 24 * [(1024, 1024)]
+
+
+def test_streams_of_adam() -> None:
+    params = {"w": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
+    assert round(harness.bytes_moved(optax.adam(1e-3), params) / 2**22, 3) == 7
+
+
+def test_contests_name_registered_methods() -> None:
+    assert all(zoo.paper(name).library == "optax_zoo" for name in contests.CONTESTS)
+    for name, pairs in contests.CONTESTS.items():
+        for contest in pairs:
+            contests.build(zoo.paper(name), contest)
+
+
+@pytest.mark.parametrize(
+    ("figure", "method", "aim"),
+    [
+        ("time_over_limit", "ademamix", 1.35),
+        ("time_over_peer", "adabelief", 0.65),
+        ("time_over_limit", "sgd", None),
+    ],
+)
+def test_targets(figure: str, method: str, aim: float | None) -> None:
+    assert contests.target("cpu", figure, method) == aim
+
+
+@pytest.mark.parametrize(("value", "digits"), [(0.0, 0.0), (123456.0, 123500.0), (0.00012345, 0.0001234)])
+def test_figures_are_rounded_to_significant_digits(value: float, digits: float) -> None:
+    assert results.rounded(value) == digits
