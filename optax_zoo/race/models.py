@@ -1,8 +1,15 @@
 """The two networks of the race, in Flax linen; every weight matrix is one two-dimensional kernel."""
 
+from typing import Any, cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+
+def logits(model: nn.Module, params: Any, x: jax.Array) -> jax.Array:
+    """What `model` with `params` answers to the batch `x`."""
+    return cast(jax.Array, model.apply({"params": params}, x))
 
 
 class Classifier(nn.Module):
@@ -35,7 +42,8 @@ class Attention(nn.Module):
 
         query, key, value = project("query"), project("key"), project("value")
         scores = jnp.einsum("bhtd,bhsd->bhts", query, key) * query.shape[-1] ** -0.5
-        scores = jnp.where(jnp.tril(jnp.ones((time, time), bool)), scores, -jnp.inf)
+        past = jnp.tril(jnp.ones((1, 1, time, time), bool))
+        scores = jnp.where(past, scores, -jnp.inf)
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         # Normalised after mixing: half the time of jax.nn.dot_product_attention on a CPU under vmap.
         mixed = jnp.einsum("bhts,bhsd->bhtd", weights, value) / weights.sum(-1, keepdims=True)
@@ -69,7 +77,7 @@ class ByteTransformer(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Tokens int32 [B, T] -> logits [B, T, vocabulary]."""
         time = tokens.shape[-1]
-        position = nn.Embed(self.context, self.width, name="position_embedding")(jnp.arange(time))
+        position = nn.Embed(self.context, self.width, name="position_embedding")(jnp.arange(time)[None])
         x = nn.Embed(self.vocabulary, self.width, name="embedding")(tokens) + position
         for layer in range(self.layers):
             x = Block(self.heads, name=f"block_{layer}")(x)

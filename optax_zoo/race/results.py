@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optax_zoo.race.errors import RaceError
+
 FORMAT = "optax-zoo race 1"
 FILE_NAME = "results.json"
 REFERENCE = "adamw"
@@ -23,10 +25,6 @@ REFERENCE = "adamw"
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-
-
-class ResultsError(Exception):
-    """A results file that cannot be used; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +121,7 @@ class RaceResults:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Of the optimizers that are done."""
         return tuple(result.name for result in self.optimizers)
 
     def add(self, result: OptimizerResult) -> "RaceResults":
@@ -152,19 +151,18 @@ def load(path: Path) -> RaceResults:
     """Reads what `save` wrote.
 
     Raises:
-      ResultsError: unreadable, not the results of a race, or of another version.
+      RaceError: unreadable, not the results of a race, or of another version.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ResultsError(f"cannot read {path}: {error.strerror}") from error
+        raise RaceError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise ResultsError(f"{path} is not the results file of a race: {error}") from error
+        raise RaceError(f"{path} is not the results file of a race: {error}") from error
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT:
-        raise ResultsError(
-            f"{path} has format {found!r} but this version reads {FORMAT!r}; move it away or choose another "
-            "--out"
+        raise RaceError(
+            f"{path} has format {found!r} but this version reads {FORMAT!r}; move it away or choose another --out"
         )
     try:
         return RaceResults(
@@ -175,7 +173,7 @@ def load(path: Path) -> RaceResults:
             optimizers=tuple(_read_optimizer(entry) for entry in record["optimizers"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ResultsError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        raise RaceError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 _DTYPES = {Floats: np.float64, Floats | None: np.float64, Ints: np.int64, Bools: np.bool_}

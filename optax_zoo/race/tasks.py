@@ -17,9 +17,8 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
-from optax_zoo.race.models import ByteTransformer, Classifier
-
-TASKS = ("digits", "pysource")
+from optax_zoo.race.errors import RaceError
+from optax_zoo.race.models import ByteTransformer, Classifier, logits
 
 DIGITS_TRAIN, DIGITS_SELECTION = 1000, 397
 CONTEXT = 64
@@ -30,10 +29,6 @@ MIN_HELD_OUT = 4 * (CONTEXT + 1)
 NOT_SOURCE = frozenset({"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages"})
 
 Batch = tuple[jax.Array, ...]
-
-
-class TaskError(Exception):
-    """Data that cannot be used; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +47,7 @@ class Problem:
       loss: (parameters, *batch) -> scalar mean loss.
       accuracy: (parameters, *batch) -> fraction of right answers, or None where it does not apply.
       batch_size, steps, seeds: defaults of a race on this task.
-      base_learning_rate: in the middle of AdamW's grid.
+      base_learning_rate, grid: AdamW's learning rates are their products.
       fingerprint: hash of all three splits.
     """
 
@@ -70,6 +65,7 @@ class Problem:
     steps: int
     seeds: int
     base_learning_rate: float
+    grid: tuple[float, ...]
     fingerprint: str
 
     def batches(self, seed: int, steps: int) -> np.ndarray:
@@ -84,11 +80,16 @@ class Problem:
         return np.concatenate(epochs)[:steps].astype(np.int32)
 
 
+def powers_of_two(most: int) -> tuple[float, ...]:
+    """2**-most, ..., 2**most."""
+    return tuple(2.0**exponent for exponent in range(-most, most + 1))
+
+
 def load(name: str, text: Path | None = None) -> Problem:
-    """The task `name`, or the user's own `text` (a file or a folder).
+    """The task `name`: "digits", "pysource", or "text" for the user's own `text` (a file or a folder).
 
     Raises:
-      TaskError: unreadable or too short text.
+      RaceError: unreadable or too short text.
     """
     if text is not None:
         return _language_problem("text", f"the bytes of {text.name or text}", *read_text(text))
@@ -100,16 +101,14 @@ def _digits() -> Problem:
     order = np.random.default_rng(0).permutation(len(images))
     parts = np.split(order, [DIGITS_TRAIN, DIGITS_TRAIN + DIGITS_SELECTION])
     x, y = (images / 16.0).astype(np.float32), labels.astype(np.int32)
-    splits = {
-        split: (jnp.asarray(x[part]), jnp.asarray(y[part])) for split, part in zip(SPLITS, parts, strict=True)
-    }
+    splits = {split: (jnp.asarray(x[part]), jnp.asarray(y[part])) for split, part in zip(SPLITS, parts, strict=True)}
     model = Classifier(widths=(64, 64), classes=10)
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(model.apply({"params": params}, x), y).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits(model, params, x), y).mean()
 
     def accuracy(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return (model.apply({"params": params}, x).argmax(-1) == y).mean()
+        return (logits(model, params, x).argmax(-1) == y).mean()
 
     return Problem(
         name="digits",
@@ -128,7 +127,8 @@ def _digits() -> Problem:
         batch_size=64,
         steps=600,
         seeds=5,
-        base_learning_rate=3e-3,
+        base_learning_rate=8e-3,
+        grid=powers_of_two(3),
         fingerprint=_fingerprint(x[order].tobytes(), y[order].tobytes()),
     )
 
@@ -137,7 +137,7 @@ def _pysource() -> Problem:
     folder = Path(sysconfig.get_path("stdlib"))
     files = [path for path in find_files(folder, skip=NOT_SOURCE) if path.suffix == ".py"]
     if not files:
-        raise TaskError(f"this Python has no source text in {folder}; choose another --task or a --text")
+        raise RaceError(f"this Python has no source text in {folder}; choose another --task or a --text")
     splits, how = split_text(read_files(files, folder))
     ascii_only = {split: np.minimum(data, 127) for split, data in splits.items()}
     return _language_problem("pysource", "the source text of Python's standard library", ascii_only, how)
@@ -150,11 +150,11 @@ def _language_problem(name: str, what: str, splits: dict[str, np.ndarray], how: 
 
     def loss(params: Any, windows: jax.Array) -> jax.Array:
         tokens = windows.astype(jnp.int32)
-        logits = model.apply({"params": params}, tokens[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+        predicted = logits(model, params, tokens[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(predicted, tokens[:, 1:]).mean()
 
     def take(train: Batch, index: jax.Array) -> Batch:
-        return (train[0][CONTEXT * index[:, None] + jnp.arange(CONTEXT + 1)],)
+        return (train[0][CONTEXT * index[:, None] + jnp.arange(CONTEXT + 1)[None]],)
 
     def windows(split: str) -> Batch:
         starts = np.linspace(0, splits[split].size - CONTEXT - 1, WINDOWS[split], dtype=np.int64)
@@ -178,6 +178,7 @@ def _language_problem(name: str, what: str, splits: dict[str, np.ndarray], how: 
         steps=300,
         seeds=3,
         base_learning_rate=4e-3,
+        grid=powers_of_two(2),
         fingerprint=_fingerprint(*(splits[split].tobytes() for split in SPLITS)),
     )
 
@@ -188,7 +189,7 @@ def read_text(path: Path) -> tuple[dict[str, np.ndarray], str]:
     Of a folder, hidden and binary files are left out; at most the first 64 MiB are read.
 
     Raises:
-      TaskError: missing, unreadable, or too short.
+      RaceError: missing, unreadable, or too short.
     """
     if path.is_dir():
         return split_text(read_files(find_files(path), path))
@@ -199,11 +200,11 @@ def find_files(folder: Path, skip: Collection[str] = ()) -> list[Path]:
     """All files below `folder` in the order of their paths, without hidden ones and folders named in `skip`.
 
     Raises:
-      TaskError: a folder that cannot be read.
+      RaceError: a folder that cannot be read.
     """
 
     def refuse(error: OSError) -> NoReturn:
-        raise TaskError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise RaceError(f"cannot read {error.filename}: {error.strerror}") from error
 
     files: list[Path] = []
     for root, folders, names in os.walk(folder, onerror=refuse):
@@ -221,7 +222,7 @@ def read_files(paths: Iterable[Path], folder: Path) -> list[tuple[str, bytes]]:
             with path.open("rb") as file:
                 content = file.read(left)
         except OSError as error:
-            raise TaskError(f"cannot read {path}: {error.strerror}") from error
+            raise RaceError(f"cannot read {path}: {error.strerror}") from error
         if b"\0" not in content:
             files.append((path.relative_to(folder).as_posix(), content))
             left -= len(content)
@@ -233,12 +234,12 @@ def read_files(paths: Iterable[Path], folder: Path) -> list[tuple[str, bytes]]:
 def split_text(files: Sequence[tuple[str, bytes]]) -> tuple[dict[str, np.ndarray], str]:
     """Train, selection and report bytes (uint8), and how they were split.
 
-    By file on sha256(relative path) mod 20, so that a file's split depends on nothing but its name: 0 selects,
+    By file on sha256(relative path) mod 20, so that the split of a file depends only on its name: 0 selects,
     1 reports. Where that leaves a held-out split too short, by position: the last twentieth reports, the one
     before it selects.
 
     Raises:
-      TaskError: too short even by position.
+      RaceError: too short even by position.
     """
     held_out = {0: "selection", 1: "report"}
     parts: dict[str, list[bytes]] = {split: [] for split in SPLITS}
@@ -252,9 +253,8 @@ def split_text(files: Sequence[tuple[str, bytes]]) -> tuple[dict[str, np.ndarray
     whole = _array(b"".join(content for _, content in files))
     twentieth = whole.size // 20
     if twentieth < MIN_HELD_OUT:
-        raise TaskError(
-            f"the text has {whole.size} bytes in {len(files)} file(s), the race needs at least "
-            f"{20 * MIN_HELD_OUT}"
+        raise RaceError(
+            f"the text has {whole.size} bytes in {len(files)} file(s), the race needs at least {20 * MIN_HELD_OUT}"
         )
     return dict(zip(SPLITS, np.split(whole, [-2 * twentieth, -twentieth]), strict=True)), "by position"
 

@@ -1,0 +1,8 @@
+"""`python -m optax_zoo.race` is `optax-zoo race`."""
+
+import sys
+
+from optax_zoo.race.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["race", *sys.argv[1:]]))

@@ -1,0 +1,132 @@
+"""The command line: `optax-zoo race`."""
+
+import argparse
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from optax_zoo.race.errors import RaceError
+
+EXTRA = frozenset({"flax", "matplotlib", "rich", "scipy", "sklearn"})
+
+DESCRIPTION = """\
+Trains every optimizer on real data with the same budget, a grid of learning rates times several seeds, and shows
+which one to take: a leaderboard, results.json, leaderboard.md and pictures.
+"""
+
+EPILOG = """\
+examples:
+  optax-zoo race                                    handwritten digits, about three minutes on two cores
+  optax-zoo race --quick                            a first look in half a minute
+  optax-zoo race --task pysource --optimizers "muon,ademamix,schedule_free*"
+  optax-zoo race --text my_notes/ --steps 1000      a small language model of your own text
+  optax-zoo race --resume                           goes on where Ctrl-C stopped it
+
+How it is judged: the learning rate is chosen on one split and the loss reported on another; AdamW always runs,
+on the same initialisations and batches, and every difference to it is tested over seeds.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `optax-zoo` with the arguments `argv` (default: those of the process).
+
+    Returns:
+      Exit status: 0, 1 after an error told in one sentence, 2 for wrong usage, 130 after an interruption.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(prog="optax-zoo", description="Optimizer papers, side by side.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    _add_race(
+        commands.add_parser(
+            "race",
+            help="train optimizers on real data and rank them",
+            description=DESCRIPTION,
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    options = parser.parse_args(arguments)
+    again = shlex.join(["optax-zoo", *(word for word in arguments if word != "--resume"), "--resume"])
+    try:
+        from optax_zoo.race import command
+
+        return command.race(options, again)
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in EXTRA:
+            raise
+        return _fail(f'needs the extra "race" ({error.name} is missing); pip install "optax-zoo[race]"')
+    except RaceError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted before anything was computed", status=130)
+
+
+def _fail(sentence: str, status: int = 1) -> int:
+    print(f"optax-zoo race: {sentence}", file=sys.stderr)
+    return status
+
+
+def _add_race(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what runs")
+    what.add_argument(
+        "--optimizers",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names or wildcards, separated by commas or spaces (default: the zoo's own optimizers and wrappers and "
+        "a few references); AdamW always runs",
+    )
+    what.add_argument(
+        "--task",
+        choices=("digits", "pysource"),
+        help=(
+            "digits: scikit-learn's handwritten digits, a small perceptron (default); pysource: the source text of "
+            "Python's standard library, a small byte-level transformer (about ten minutes)"
+        ),
+    )
+    what.add_argument("--text", type=Path, metavar="PATH", help="your own text file or folder instead of --task")
+    what.add_argument("--list", action="store_true", help="show all methods (or those of --optimizers) and exit")
+    budget = parser.add_argument_group("budget, the same for every optimizer")
+    budget.add_argument("--steps", type=_positive_integer, metavar="N", help="default: 600 digits, 300 text")
+    budget.add_argument("--seeds", type=_positive_integer, metavar="N", help="default: 5 digits, 3 text")
+    budget.add_argument(
+        "--learning-rates",
+        nargs="+",
+        type=_positive_numbers,
+        metavar="LR",
+        help="the same values for every optimizer; default: a grid of factors 2 around the rate where each "
+        "method's own record says to start",
+    )
+    budget.add_argument(
+        "--schedule",
+        choices=("decay", "constant"),
+        default="decay",
+        help="after a warm-up of 5 %%: linear decay to zero, except for methods that average their parameters and "
+        "thereby do without (default), or a constant rate",
+    )
+    budget.add_argument("--quick", action="store_true", help="few steps, few rates, one optimizer of each family")
+    files = parser.add_argument_group("files")
+    files.add_argument("--out", type=Path, metavar="FOLDER", help="default: race-digits, race-pysource, race-text")
+    files.add_argument("--resume", action="store_true", help="keep the optimizers already in --out and go on")
+
+
+def _positive_integer(word: str) -> int:
+    if not word.isdecimal() or int(word) == 0:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {word!r}")
+    return int(word)
+
+
+def _positive_numbers(words: str) -> list[float]:
+    return [_positive_number(word) for word in words.split(",") if word]
+
+
+def _positive_number(word: str) -> float:
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"must be positive numbers, got {word!r}")
+    return number

@@ -1,0 +1,73 @@
+"""Who takes part in a race: everything here is read from the registry."""
+
+import fnmatch
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+import optax_zoo
+from optax_zoo import Paper
+from optax_zoo._core.naming import suggestion
+from optax_zoo.race.errors import RaceError
+from optax_zoo.race.results import REFERENCE
+from optax_zoo.race.runner import missing_arguments
+
+
+def by_default(quick: bool = False) -> list[Paper]:
+    """AdamW, the zoo's optimizers and wrappers, and the marked references; if `quick`, one of each family.
+
+    A family is a folder of the package.
+    """
+    papers = optax_zoo.papers().values()
+    own = [p for p in papers if p.library == "optax_zoo" and p.kind != "transform" and not missing_arguments(p)]
+    if quick:
+        families = {paper.make.__module__.rpartition(".")[0]: paper for paper in reversed(own)}
+        return _adamw_first([*reversed(families.values())])
+    return _adamw_first([*own, *(paper for paper in papers if paper.reference)])
+
+
+def select(patterns: Sequence[str]) -> list[Paper]:
+    """The methods that match any of `patterns` (names or shell wildcards), AdamW always among them and first.
+
+    Raises:
+      RaceError: a pattern without a match, or a method named in full that a race cannot run.
+    """
+    chosen: dict[str, Paper] = {}
+    for pattern in patterns:
+        matches = [optax_zoo.paper(name) for name in optax_zoo.find(pattern)]
+        if not matches:
+            hint = suggestion(pattern, optax_zoo.papers()) or "; see optax-zoo race --list"
+            raise RaceError(f"{pattern!r}: no such method{hint}")
+        able = [paper for paper in matches if not missing_arguments(paper)]
+        if not able:
+            needs = ", ".join(missing_arguments(matches[0]))
+            raise RaceError(f"{matches[0].name}: needs {needs}, which a race does not supply")
+        chosen |= {paper.name: paper for paper in able}
+    return _adamw_first(list(chosen.values()))
+
+
+def print_methods(patterns: Sequence[str], console: Console) -> None:
+    """A table of all methods, or of those that match any of `patterns`."""
+    default = {paper.name for paper in by_default()}
+    table = Table(title="methods", title_justify="left", caption="*: takes part by default", caption_justify="left")
+    for heading in ("", "method", "kind", "library", "needs"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("numbers per parameter", justify="right")
+    table.add_column("paper")
+    for paper in optax_zoo.papers().values():
+        if not patterns or any(fnmatch.fnmatchcase(paper.name, pattern) for pattern in patterns):
+            table.add_row(
+                "*" if paper.name in default else "",
+                paper.name,
+                paper.kind,
+                paper.library,
+                ", ".join(paper.needs),
+                f"{paper.floats_per_parameter:g}",
+                f"{paper.title} ({paper.year})",
+            )
+    console.print(table)
+
+
+def _adamw_first(papers: list[Paper]) -> list[Paper]:
+    return [optax_zoo.paper(REFERENCE), *(paper for paper in papers if paper.name != REFERENCE)]
