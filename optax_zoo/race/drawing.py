@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
@@ -38,7 +38,6 @@ DASHES = (
     (0, (4, 1, 1, 1, 1, 1)),
 )
 STYLE = {
-    "savefig.dpi": 200,
     "font.size": 9.5,
     "text.color": INK,
     "axes.edgecolor": PALE,
@@ -53,7 +52,7 @@ STYLE = {
     "xtick.labelcolor": GREY,
     "ytick.labelcolor": GREY,
 }
-MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8), tuple(n / 10 for n in range(10, 100)))
+MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8))
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,9 @@ def spread_labels(positions: ArrayLike, spacing: float, lower: float, upper: flo
     return placed
 
 
-def new_figure(height: float, title: str, subtitle: str, *, width: float = WIDTH) -> Figure:
+def new_figure(height: float, title: str, subtitle: str, *, width: float = WIDTH, dpi: float = 200) -> Figure:
     """A white figure of `width` times `height` inches with a headline at its upper left."""
-    figure = Figure(figsize=(width, height))
+    figure = Figure(figsize=(width, height), dpi=dpi)
     figure.text(0.12 / width, 1 - 0.12 / height, title, size=13, weight="bold", va="top")
     figure.text(0.12 / width, 1 - 0.42 / height, subtitle, size=9.5, color=GREY, va="top")
     return figure
@@ -131,47 +130,41 @@ def margins(figure: Figure, *, left: float, right: float, bottom: float, top: fl
     }
 
 
-def new_sheet(
-    count: int, *, columns: int, panel_height: float, title: str, subtitle: str
-) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` equal panels, filled row by row, that share their axes."""
+def new_sheet(count: int, *, columns: int, aspect: float, title: str, subtitle: str) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, filled row by row, of height `aspect` times width, labelled at its rim."""
     columns = min(columns, max(count, 2))
     rows = math.ceil(count / columns)
-    top, bottom, gap = 0.95, 0.6, 0.42
+    left, right, bottom, top, gap, wspace = 0.85, 0.15, 0.6, 0.95, 0.42, 0.1
+    panel_height = aspect * (WIDTH - left - right) / (columns + wspace * (columns - 1))
     figure = new_figure(top + bottom + rows * (panel_height + gap) - gap, title, subtitle)
-    grid = figure.add_gridspec(
-        rows,
-        columns,
-        hspace=gap / panel_height,
-        wspace=0.1,
-        **margins(figure, left=0.85, right=0.15, bottom=bottom, top=top),
-    )
+    edges = margins(figure, left=left, right=right, bottom=bottom, top=top)
+    grid = figure.add_gridspec(rows, columns, hspace=gap / panel_height, wspace=wspace, **edges)
     panels = [figure.add_subplot(grid[divmod(i, columns)]) for i in range(count)]
     for i, panel in enumerate(panels):
         panel.tick_params(labelleft=i % columns == 0, labelbottom=i + columns >= count)
     return figure, panels
 
 
-def log_axis(axes: Axes, which: Literal["x", "y"], lower: float, upper: float, *, most: int = 8) -> None:
-    """A logarithmic axis from `lower` to `upper` with a handful of round ticks, whatever the range."""
+def log_axis(axes: Axes, which: Literal["x", "y"], lower: float, upper: float, *, least: int = 4) -> None:
+    """A logarithmic axis from `lower` to `upper` with `least` to 8 round ticks, whatever the range."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     getattr(axes, f"set_{which}scale")("log")
     getattr(axes, f"set_{which}lim")(lower, upper)
-    axis.set_major_locator(FixedLocator(round_ticks(lower, upper, most)))
+    rim = (upper / lower) ** 0.03
+    axis.set_major_locator(FixedLocator(round_ticks(lower * rim, upper / rim, least)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def round_ticks(lower: float, upper: float, most: int = 8) -> list[float]:
-    """At most `most` round numbers for a logarithmic axis, as round as four of them can be."""
+def round_ticks(lower: float, upper: float, least: int = 4) -> list[float]:
+    """About `least` to 8 numbers between the bounds, as round as that many can be, for a logarithmic axis."""
     powers = range(math.floor(math.log10(lower)), math.ceil(math.log10(upper)) + 1)
-    inside: list[float] = []
     for digits in MANTISSAS:
         ticks = [float(f"{digit}e{power}") for power in powers for digit in digits]
         inside = [tick for tick in ticks if lower <= tick <= upper]
-        if len(inside) >= min(most, 4):
-            break
-    return inside[:: math.ceil(len(inside) / most) or 1]
+        if len(inside) >= least:
+            return inside[:: math.ceil(len(inside) / max(4, 2 * least))]
+    return [tick for tick in MaxNLocator(7).tick_values(lower, upper) if lower <= tick <= upper]
 
 
 def label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]], look: Mapping[str, Look]) -> None:

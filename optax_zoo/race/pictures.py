@@ -32,6 +32,7 @@ from optax_zoo.race.results import REFERENCE, Floats, OptimizerResult, RaceResul
 from optax_zoo.race.standings import leaderboard
 
 LABELLED = 30
+BANDS = 3
 DOT_EVERY = 25
 TRAINED, AVERAGED = "#0072b2", "#d55e00"
 TERRAIN = LinearSegmentedColormap.from_list("terrain", ["#ffffff", "#e3e8ee", "#a9b4c0"])
@@ -67,17 +68,19 @@ def curves(results: RaceResults, *, training: bool = False) -> Figure:
     labelled = [name for name in means if len(means) <= LABELLED or look[name] is not OTHER]
 
     split = "training data" if training else "held-out data"
-    winner = f": {min(means, key=lambda name: means[name][-1])} ends lowest" if means else ""
-    subtitle = f"{results.task.name}, every optimizer at its best learning rate; {_seeds(results)}"
-    if any(look[name] is OTHER for name in means):
-        subtitle += "; coloured: the best and AdamW"
-    figure = new_figure(max(5.2, 1.8 + 0.17 * len(labelled)), f"Loss on {split}{winner}", subtitle)
+    best = sorted(means, key=lambda name: means[name][-1])[:BANDS]
+    winner = f": {best[0]} ends lowest" if len(means) > 1 else ""
+    subtitle = f"{results.task.name}, every optimizer at its best learning rate; {_seeds(results, len(means))}"
+    if grey := len(means) - len(labelled):
+        subtitle += f"; grey: the other {grey}"
+    height = max(5.2, 1.8 + 0.2 * len(labelled)) if means else 1.2
+    figure = new_figure(height, f"Loss on {split}{winner}", subtitle)
     if lost := [row.name for row in standings if row.diverged]:
         footnote(figure, "Diverged at every learning rate: " + ", ".join(lost))
     if not means:
         return figure
 
-    ends = {name: (float(means[name][-1]), f"{name}  {means[name][-1]:.3g}") for name in labelled}
+    ends = {name: (float(means[name][-1]), f"{name}  {_digits(means[name][-1])}") for name in labelled}
     right = 0.7 + 0.084 * max(len(text) for _, text in ends.values())
     bottom = 0.9 if lost else 0.65
     axes = figure.add_subplot()
@@ -91,7 +94,7 @@ def curves(results: RaceResults, *, training: bool = False) -> Figure:
         style, steps = look[name], results[name].eval_steps
         line = {"linestyle": style.dashes, "linewidth": style.width, "color": style.colour}
         axes.plot(steps, mean, zorder=style.layer, **line)
-        if style is not OTHER:
+        if name in best or name == REFERENCE:
             _band(axes, steps, runs[name], style)
     label_ends(axes, ends, look)
     return figure
@@ -105,19 +108,21 @@ def sensitivity(results: RaceResults) -> Figure:
     figure, panels = new_sheet(
         len(names),
         columns=4 if len(names) <= 12 else 5,
-        panel_height=1.45,
+        aspect=0.75,
         title="How much the learning rate matters",
         subtitle=f"{results.task.name}, loss on held-out data after {results.settings.steps} steps; "
-        "ring: chosen rate; red cross: a seed diverged; thin line: AdamW",
+        f"ring: chosen rate; red cross: a seed diverged{'; thin line: AdamW' if REFERENCE in finals else ''}",
     )
     rates = np.concatenate([results[name].learning_rates for name in names])
     losses = np.concatenate([final.ravel() for final in finals.values()])
-    losses = losses[np.isfinite(losses)] if np.isfinite(losses).any() else np.ones(1)
-    room = 0.3 * np.log(losses.max() / losses.min()) + 0.03
-    lower, upper = losses.min() * np.exp(-room), losses.max() * np.exp(room)
+    finite = losses[np.isfinite(losses) & (losses > 0)]
+    low, high = (finite.min(), finite.max()) if finite.size else (1.0, 1.0)
+    room = 0.3 * np.log(high / low) + 0.03
     for name, panel in zip(names, panels, strict=True):
-        log_axis(panel, "x", rates.min() / 2, rates.max() * 2, most=4)
-        log_axis(panel, "y", lower, upper, most=5)
+        log_axis(panel, "x", rates.min() / 2, rates.max() * 2, least=1)
+        log_axis(panel, "y", low * np.exp(-room), high * np.exp(room))
+        if not finite.size:
+            panel.set_yticks([])
         title = {"color": INK if look[name] is OTHER else look[name].text}
         panel.set_title(name, size=9.5, loc="left", pad=4, **title)
         if name != REFERENCE and REFERENCE in finals:
@@ -132,8 +137,8 @@ def surface_sheet(paths: Mapping[str, surface.Trajectory]) -> Figure:
     """All paths side by side."""
     figure, panels = new_sheet(
         len(paths),
-        columns=4,
-        panel_height=1.9,
+        columns=4 if len(paths) <= 12 else 5,
+        aspect=1.0,
         title="Every optimizer in the same curved valley",
         subtitle=f"{surface.STEPS} steps at the best of {surface.LEARNING_RATES.size} learning rates, "
         f"a dot every {DOT_EVERY}; circle: start; star: minimum; dashed: averaged",
@@ -149,31 +154,38 @@ def surface_sheet(paths: Mapping[str, surface.Trajectory]) -> Figure:
 def surface_picture(name: str, path: surface.Trajectory) -> Figure:
     """The path of one optimizer."""
     if np.isfinite(path.value):
-        end = (
-            f"{surface.STEPS} steps at learning rate {path.learning_rate:.2g}, ending at f = {path.value:.1e}"
-        )
+        end = f"{surface.STEPS} steps at learning rate {path.learning_rate:.2g}, ending at f = {path.value:.1e}"
     else:
         end = f"diverged at all of {surface.LEARNING_RATES.size} learning rates"
     subtitle = f"{end}; a dot every {DOT_EVERY} steps"
-    figure = new_figure(6.35, f"{name} in a curved valley", subtitle, width=6.0)
+    figure = new_figure(6.45, f"{name} in a curved valley", subtitle, width=6.0, dpi=150)
     axes = figure.add_subplot()
-    figure.subplots_adjust(**margins(figure, left=0.45, right=0.15, bottom=0.45, top=0.75))
-    axes.set_xlabel("x")
-    axes.set_ylabel("y", rotation=0)
+    figure.subplots_adjust(**margins(figure, left=0.45, right=0.15, bottom=0.45, top=0.85))
+    axes.set_xlabel("x", loc="right")
+    axes.set_ylabel("y", loc="top", rotation=0)
     _draw_path(axes, path, size=1.3)
     notes = {"size": 9.5, "path_effects": [HALO], "textcoords": "offset points", "zorder": 7}
     axes.annotate("start", surface.START, (8, 6), **notes)
     axes.annotate("minimum", surface.MINIMUM, (12, -4), **notes)
     if path.averaged is not None:
-        lines = ((path.points, "trained", TRAINED), (path.averaged, "averaged", AVERAGED))
-        for points, text, colour in lines:
-            axes.annotate(text, points[5], (6, 6), color=colour, weight="bold", **notes)
+        trained, averaged = _widest_gap(path.points, path.averaged)
+        away = (averaged - trained) / (np.linalg.norm(averaged - trained) + 1e-9)
+        bold = notes | {"weight": "bold", "ha": "center", "va": "center"}
+        axes.annotate("averaged", averaged, 22 * away, color=AVERAGED, **bold)
+        axes.annotate("trained", trained, -22 * away, color=TRAINED, **bold)
     return figure
 
 
-def _seeds(results: RaceResults) -> str:
+def _seeds(results: RaceResults, lines: int) -> str:
     seeds = len(results.settings.seeds)
-    return "one seed" if seeds == 1 else f"line: mean of {seeds} seeds, band: their range"
+    if seeds == 1:
+        return "one seed"
+    which = " of the best" + " and AdamW" * (REFERENCE in results.names) if lines > BANDS else ""
+    return f"mean of {seeds} seeds; bands: range{which}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _runs(result: OptimizerResult, training: bool) -> Floats:
@@ -215,9 +227,7 @@ def _sensitivity_line(
         return
     colour = GREY if style is OTHER else style.colour
     axes.plot(rates, means, color=colour, linewidth=1.8, marker="o", markersize=3.2, zorder=style.layer)
-    axes.fill_between(
-        rates, np.nanmin(runs, axis=1), np.nanmax(runs, axis=1), color=colour, alpha=0.16, linewidth=0
-    )
+    axes.fill_between(rates, np.nanmin(runs, axis=1), np.nanmax(runs, axis=1), color=colour, alpha=0.16, linewidth=0)
     lost = result.learning_rates[result.diverged.any(axis=1)]
     crosses = axes.get_xaxis_transform()
     axes.plot(lost, np.full(lost.size, 0.93), "x", color=RED, markersize=5, transform=crosses, zorder=7)
@@ -234,6 +244,13 @@ def _terrain() -> tuple[Floats, Floats, Floats]:
     x, y = (np.linspace(low, high, 241) for low, high in zip(surface.LOWER, surface.UPPER, strict=True))
     height = np.asarray(surface.valley(np.stack(np.meshgrid(x, y))), dtype=np.float64)
     return x, y, np.log10(height + 1e-2)
+
+
+def _widest_gap(points: surface.Points, others: surface.Points) -> tuple[surface.Points, surface.Points]:
+    """The point of `others` that lies farthest from the path of `points`, after its nearest there."""
+    distances = np.linalg.norm(others[:, None] - points[None], axis=-1)
+    farthest = int(distances.min(axis=1).argmax())
+    return points[int(distances[farthest].argmin())], others[farthest]
 
 
 def _draw_path(axes: Axes, path: surface.Trajectory, *, size: float) -> None:
