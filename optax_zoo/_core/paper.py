@@ -76,14 +76,14 @@ class Paper:
 
     @property
     def bibtex(self) -> str:
-        last = self.authors[0].split(",")[0].lower().replace(" ", "").replace("'", "")
-        source = f"eprint = {{{self.arxiv}}},\n  archivePrefix = {{arXiv}}" if self.arxiv else f"url = {{{self.url}}}"
+        name = "".join(filter(str.isalpha, self.authors[0].split(",")[0])).lower()
+        words = ["".join(filter(str.isalnum, word)).lower() for word in self.title.split()]
+        word = next(word for word in words if word not in ("a", "an", "the", "on", "toward", "towards"))
         kind = "article" if self.arxiv else "misc"
+        source = f"eprint = {{{self.arxiv}}},\n  archivePrefix = {{arXiv}}" if self.arxiv else f"url = {{{self.url}}}"
         return (
-            f"@{kind}{{{last}{self.year}{self.title.split()[0].lower().strip(':,')},\n"
-            f"  title = {{{self.title}}},\n"
-            f"  author = {{{' and '.join(self.authors)}}},\n"
-            f"  year = {{{self.year}}},\n  {source}\n}}"
+            f"@{kind}{{{name}{self.year}{word},\n  title = {{{self.title}}},\n"
+            f"  author = {{{' and '.join(self.authors)}}},\n  year = {{{self.year}}},\n  {source}\n}}"
         )
 
 
