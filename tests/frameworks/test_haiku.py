@@ -1,0 +1,15 @@
+"""Every method trains Haiku's flat mappings."""
+
+import haiku as hk
+import jax
+
+from optax_zoo import Paper
+from tests.frameworks.problem import INPUTS, WIDTH, assert_trains, build, squared_error
+from tests.laws.harness import law
+
+
+@law
+def test_haiku(paper: Paper) -> None:
+    network = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([WIDTH, 1])(x)))
+    params = hk.data_structures.to_immutable_dict(network.init(jax.random.key(0), INPUTS))
+    assert_trains(lambda params: squared_error(network.apply(params, INPUTS)), params, build(paper))
