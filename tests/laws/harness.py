@@ -29,7 +29,7 @@ Check = Callable[[Paper], None]
 Step = Callable[..., tuple[PyTree, PyTree]]
 Batch = Mapping[str, PyTree]
 
-STEPS = 3
+STEPS = 6  # past the steps that variance rectification sits out
 ROWS = 8  # of the matrix, one for each device
 BROKEN = (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, Warning)
 """What a check may raise about a method that does not obey."""
@@ -135,18 +135,18 @@ def stepper(tx: optax.GradientTransformation, loss_of: Callable[..., Any] = make
 
 
 def rate(paper: Paper) -> float:
-    return 0.01 * paper.relative_learning_rate
+    return 0.007 * paper.relative_learning_rate
 
 
 def build(
-    paper: Paper, learning_rate: Any, make: Callable[..., Any] | None = None, **arguments: Any
+    paper: Paper, learning_rate: Any, make: Callable[..., Any] | None = None, momentum: float = 0.9, /, **arguments: Any
 ) -> optax.GradientTransformationExtraArgs:
     """A ready-to-train optimizer of the method by the record's factory or by `make` in its place.
 
     What wrappers wrap and transforms precede is SGD with momentum, which hides nothing by normalising it away.
     """
     make = make or paper.make
-    base = optax.sgd(learning_rate, momentum=0.9)
+    base = optax.sgd(learning_rate, momentum or None)
     tx = make(**{**required(paper, learning_rate, base), **arguments})
     return optax.with_extra_args_support(optax.chain(tx, base) if paper.kind == "transform" else tx)
 
@@ -161,7 +161,7 @@ def required(paper: Paper, learning_rate: Any, base: optax.GradientTransformatio
 
 def numbers(factory: Callable[..., Any]) -> dict[str, set[Any]]:
     """The factory's numeric arguments, each with the types that its annotation allows."""
-    hints = typing.get_type_hints(inspect.unwrap(factory))
+    hints = inspect.get_annotations(inspect.unwrap(factory), eval_str=True)
     allowed = {name: _members(hints.get(name)) for name in inspect.signature(factory).parameters}
     return {name: types for name, types in allowed.items() if types & {int, float}}
 
@@ -239,6 +239,11 @@ def rollout(tx: optax.GradientTransformation, params: PyTree, batches: list[Batc
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
     return jax.lax.scan(body, (params, tx.init(params)), stacked)[0]
+
+
+def matrix_mesh() -> jax.sharding.Mesh:
+    """One device for each row of the matrix."""
+    return jax.make_mesh((ROWS,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 # Comparisons.

@@ -8,6 +8,7 @@ from jax import Array
 
 from optax_zoo import Paper
 from tests.laws.harness import (
+    STEPS,
     Batch,
     PyTree,
     assert_close,
@@ -40,7 +41,7 @@ def test_combinators(paper: Paper) -> None:
         "masked": optax.chain(optax.masked(tx, only_w), optax.masked(freeze, only_b)),
         "partition": optax.partition({"method": tx, "frozen": freeze}, {"b": "frozen", "w": "method"}),
     }
-    batches = [make_batch(0), make_batch(1)]
+    batches = [make_batch(i) for i in range(STEPS)]
 
     @jax.jit
     def run() -> tuple[PyTree, PyTree]:

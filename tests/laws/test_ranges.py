@@ -1,0 +1,53 @@
+"""A number out of its range, and a keyword that does not exist, are refused in one sentence with the names involved."""
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import optax
+import pytest
+
+from optax_zoo import Paper
+from tests.laws.harness import law, numbers, rate, required
+
+INTERVAL = r"^{}: {} must be in ([\[(])(\S+), (\S+)([\])]), got "
+
+
+def factories(paper: Paper) -> Iterator[tuple[Callable[..., Any], dict[str, Any]]]:
+    """The factory and the transform, each with the arguments it requires."""
+    needed = required(paper, rate(paper), optax.sgd(rate(paper)))
+    yield paper.make, needed
+    if paper.transform is not None:
+        known = inspect.signature(paper.transform).parameters
+        yield paper.transform, {name: value for name, value in paper.example.items() if name in known}
+
+
+def just_outside(interval: re.Match[str], integer: bool) -> Iterator[float]:
+    """The nearest number below an interval and the nearest above it."""
+    opening, low, high, closing = interval.groups()
+    low, high = float(low), float(high)
+    for bound, is_in, away in ((low, opening == "[", -math.inf), (high, closing == "]", math.inf)):
+        if integer and math.isfinite(bound):
+            yield int(bound) + (int(math.copysign(1, away)) if is_in else 0)
+        elif not integer:
+            yield float(np.nextafter(bound, away)) if is_in else bound
+
+
+@law
+def test_ranges(paper: Paper) -> None:
+    for make, needed in factories(paper):
+        speaker = make.__name__.removeprefix("scale_by_")
+        for name, types in numbers(make).items():
+            expected = INTERVAL.format(speaker, name)
+            with pytest.raises(ValueError, match=expected) as refusal:
+                make(**{**needed, name: math.nan})
+            interval = re.match(expected, str(refusal.value))
+            for value in just_outside(interval, integer=float not in types):
+                with pytest.raises(ValueError, match=expected):
+                    make(**{**needed, name: value})
+        for name in inspect.signature(make).parameters:
+            with pytest.raises(TypeError, match=rf"^{make.__name__}: .*'{name}_'.*did you mean.*'{name}'"):
+                make(**needed, **{f"{name}_": 0.5})
