@@ -59,7 +59,7 @@ def with_ema(
     debias: bool = False,
     update_every: ScalarOrSchedule = 1,
     start: ScalarOrSchedule = 0,
-    accumulator_dtype: DTypeLike = jnp.float32,
+    accumulator_dtype: DTypeLike = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps an exponential moving average of the parameters that `inner` trains: e <- decay e + (1 - decay) p.
 

@@ -41,7 +41,7 @@ def with_polyak(
     inner: optax.GradientTransformation,
     start: ScalarOrSchedule = 0,
     *,
-    accumulator_dtype: DTypeLike = jnp.float32,
+    accumulator_dtype: DTypeLike = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the uniform mean of the parameters after the steps start + 1, start + 2, ... of `inner`.
 

@@ -51,7 +51,7 @@ def with_swa(
     start: ScalarOrSchedule,
     freq: ScalarOrSchedule = 1,
     *,
-    accumulator_dtype: DTypeLike = jnp.float32,
+    accumulator_dtype: DTypeLike = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """Stochastic weight averaging (arXiv:1803.05407): the mean of the points at steps start, start + freq, ...
 
