@@ -1,0 +1,1 @@
+"""Methods that see a weight as a matrix."""

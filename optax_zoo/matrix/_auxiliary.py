@@ -1,0 +1,117 @@
+"""Matrix methods update matrices; embeddings, heads, gains and biases go to AdamW. Here is who goes where."""
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax import Array
+from jax import numpy as jnp
+
+from optax_zoo._core.finish import Mask, finish
+from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq, check_range, debias, ema
+from optax_zoo._core.leafwise import leafwise
+from optax_zoo._core.naming import speaker
+from optax_zoo._core.slots import squares, zeros
+from optax_zoo._core.trees import PyTree
+from optax_zoo._core.views import Choice, DimensionNumbers, choose, is_view
+
+NOT_HIDDEN = ("*embed*", "wte", "wpe", "*head", "logits", "classifier")
+"""Usual names of embeddings and output heads."""
+
+
+def muon_mask_by_path(exclude: Sequence[str] = NOT_HIDDEN, *, min_ndim: int = 2) -> Callable[[str, Array], bool]:
+    """A `muon_mask` that leaves embeddings and output heads to Adam by their names.
+
+    Args:
+      exclude: shell patterns, compared without case with each part of a path such as
+        "decoder/lm_head/kernel".
+      min_ndim: leaves with fewer axes go to Adam too (2: matrices and convolution kernels are
+        orthogonalised).
+
+    Returns:
+      A function of (path, leaf), True where a leaf is orthogonalised.
+    """
+
+    def mask(path: str, leaf: Array) -> bool:
+        parts = path.lower().split("/")
+        named = any(fnmatch.fnmatchcase(part, pattern.lower()) for part in parts for pattern in exclude)
+        return not named and jnp.ndim(leaf) >= min_ndim
+
+    return mask
+
+
+class AuxiliaryAdamState(NamedTuple):
+    count: Array  # steps taken
+    mu: optax.Updates  # first moment
+    nu: optax.Updates  # second moment
+
+
+def with_auxiliary_adam(
+    matrices: optax.GradientTransformation,
+    *,
+    muon_mask: Choice,
+    dimension_numbers: DimensionNumbers,
+    mask: Mask | None,
+    adam_learning_rate: ScalarOrSchedule,
+    adam_b1: ScalarOrSchedule,
+    adam_b2: ScalarOrSchedule,
+    adam_eps: ScalarOrSchedule,
+    adam_weight_decay: ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
+    """`matrices` on the leaves that `muon_mask` chooses, AdamW on the others.
+
+    Args:
+      matrices: a finished optimizer of matrices.
+      muon_mask: True for leaves of `matrices`: a (prefix) tree, `f(path, leaf)` or `f(params)`. None: leaves
+        of two axes, and those for which a tree or a function of `dimension_numbers` has a view.
+      dimension_numbers: see above.
+      mask: which leaves decay.
+      adam_learning_rate: of AdamW.
+      adam_b1: decay of the first moment, in [0, 1).
+      adam_b2: decay of the second moment, in [0, 1).
+      adam_eps: added to the root after bias correction, at least 0.
+      adam_weight_decay: decoupled, multiplied by the learning rate.
+
+    Returns:
+      An `optax.partition` with the labels "matrix" and "adam".
+    """
+    check_range("adam_learning_rate", adam_learning_rate, "[0, inf)")
+    check_range("adam_weight_decay", adam_weight_decay, "[0, inf)")
+    adam = finish(_scale_by_adam(adam_b1, adam_b2, adam_eps), adam_learning_rate, adam_weight_decay, mask)
+    name = speaker()
+
+    def labels(params: PyTree) -> PyTree:
+        leaves, treedef = jax.tree.flatten(params)
+        if muon_mask is not None:
+            chosen = choose(name, "muon_mask", muon_mask, params)
+        else:
+            views = [None] * len(leaves)
+            if not is_view(dimension_numbers):
+                views = choose(name, "dimension_numbers", dimension_numbers, params, is_view)
+            chosen = [view is not None or jnp.ndim(leaf) == 2 for view, leaf in zip(views, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, ["matrix" if yes else "adam" for yes in chosen])
+
+    return optax.partition({"matrix": matrices, "adam": adam}, labels)
+
+
+def _scale_by_adam(b1: Any, b2: Any, eps: Any) -> optax.GradientTransformationExtraArgs:
+    def step(h: Any, s: AuxiliaryAdamState) -> dict[str, Any]:
+        return {"bias1": debias(h.adam_b1, h.t), "bias2": debias(h.adam_b2, h.t)}
+
+    @leafwise(
+        AuxiliaryAdamState,
+        hyper={"adam_b1": b1, "adam_b2": b2, "adam_eps": eps},
+        ranges={"adam_b1": "[0, 1)", "adam_b2": "[0, 1)", "adam_eps": "[0, inf)"},
+        step=step,
+        mu=zeros(),
+        nu=squares(),
+    )
+    def rule(g: Array, s: AuxiliaryAdamState, h: Any) -> tuple[Array, AuxiliaryAdamState]:
+        mu = ema(s.mu, g, h.adam_b1)
+        nu = ema(s.nu, abs_sq(g), h.adam_b2)
+        u = (mu / h.bias1) / (jnp.sqrt(nu / h.bias2) + h.adam_eps)
+        return u, s._replace(mu=mu, nu=nu)
+
+    return rule

@@ -1,0 +1,254 @@
+"""Muon: An optimizer for hidden layers in neural networks.
+
+Keller Jordan, Yuchen Jin, Vlado Boza, You Jiacheng, Franz Cesista, Laker Newhouse, Jeremy Bernstein, 2024,
+https://kellerjordan.github.io/posts/muon/; scaling "rms" from Moonlight (Liu et al., 2025, arXiv:2502.16982),
+presets "polar_express" from Amsel et al., 2025, arXiv:2505.16932.
+The momentum of a matrix is replaced by the nearest matrix whose singular values are all about 1, so that
+directions with small gradients are learnt as fast as those with large ones.
+
+Differs from the authors' code: the products run in the dtype of the leaf, float32 or better, where the
+authors always take bfloat16 (`ns_dtype=jnp.bfloat16` does); on wide or tall matrices the Newton-Schulz
+iteration runs on the Gram matrix where that is cheaper, which is equal up to rounding (`method="plain"` is
+the authors' order of operations); a convolution kernel is scaled by its flattened shape instead of by its
+last two axes.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import DTypeLike
+
+from optax_zoo._core import hyper as hp
+from optax_zoo._core import naming
+from optax_zoo._core.finish import Mask, finish
+from optax_zoo._core.hyper import ScalarOrSchedule
+from optax_zoo._core.leafwise import leafwise
+from optax_zoo._core.matrix import Method, Solver, orthogonalize_tree
+from optax_zoo._core.paper import Paper, register
+from optax_zoo._core.quintics import Coefficients
+from optax_zoo._core.slots import at_least_float32, zeros
+from optax_zoo._core.trees import PyTree
+from optax_zoo._core.views import Choice, DimensionNumbers, layouts
+from optax_zoo.matrix._auxiliary import with_auxiliary_adam
+
+MomentumForm: TypeAlias = Literal["ema", "sum"]
+Scaling: TypeAlias = Literal["width", "spectral", "rms"]
+
+SCALINGS: Mapping[str | None, Callable[[float, float], float]] = {
+    "width": lambda fan_in, fan_out: math.sqrt(max(1.0, fan_out / fan_in)),
+    "spectral": lambda fan_in, fan_out: math.sqrt(fan_out / fan_in),
+    "rms": lambda fan_in, fan_out: 0.2 * math.sqrt(max(fan_in, fan_out)),
+    None: lambda fan_in, fan_out: 1.0,
+}
+"""Factors on the orthogonal matrix: Keller Jordan's, that of the RMS-to-RMS operator norm, Moonlight's."""
+
+
+class MuonState(NamedTuple):
+    """State of `scale_by_muon`."""
+
+    count: Array  # steps taken
+    momentum: optax.Updates  # average of gradients
+
+
+@naming.method
+def scale_by_muon(
+    momentum: ScalarOrSchedule = 0.95,
+    *,
+    nesterov: bool = True,
+    momentum_form: MomentumForm = "ema",
+    ns_coeffs: Coefficients = "keller",
+    ns_steps: int | Array = 5,
+    eps: ScalarOrSchedule = 1e-7,
+    norm_safety: ScalarOrSchedule = 1.0,
+    method: Method = "auto",
+    scaling: Scaling | None = "width",
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
+    dimension_numbers: DimensionNumbers = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The Muon direction, for trees of matrices only; arguments as in `muon`.
+
+    Returns:
+      The transformation; one number of state per parameter. Its `update` takes `param_specs`, see `muon`.
+
+    Raises (in `init` and `update`):
+      ValueError: a leaf that is no matrix; the sentence names its path.
+    """
+    if momentum_form not in get_args(MomentumForm):
+        raise ValueError(f"{naming.speaker()}: momentum_form must be 'ema' or 'sum', got {momentum_form!r}")
+    if scaling not in SCALINGS:
+        raise ValueError(f"{naming.speaker()}: scaling must be one of {[*SCALINGS]}, got {scaling!r}")
+    name = naming.speaker()
+    solver = Solver.of(ns_coeffs, ns_steps, method, compute_dtype=ns_dtype)
+    norm = hp.checked({"eps": eps, "norm_safety": norm_safety}, {"norm_safety": "(0, inf)"})
+
+    @leafwise(MuonState, hyper={"momentum": momentum}, momentum=zeros(mu_dtype))
+    def accumulate(g: Array, s: MuonState, h: Any) -> tuple[Array, MuonState]:
+        taken = (1 - h.momentum) * g if momentum_form == "ema" else g
+        m = h.momentum * s.momentum + taken
+        return (taken + h.momentum * m if nesterov else m), s._replace(momentum=m)
+
+    def scale(fan_in: int, fan_out: int) -> float:
+        return SCALINGS[scaling](max(fan_in, 1), max(fan_out, 1))
+
+    def init(params: PyTree) -> Any:
+        layouts(name, dimension_numbers, params)
+        return accumulate.init(params)
+
+    def update(
+        updates: PyTree,
+        state: MuonState,
+        params: PyTree | None = None,
+        *,
+        param_specs: PyTree = None,
+        **extra: Any,
+    ) -> tuple[PyTree, MuonState]:
+        mixed, new_state = accumulate.update(jax.tree.map(_lifted, updates), state)
+        direction = orthogonalize_tree(
+            solver,
+            mixed,
+            **hp.resolve(norm, state.count),
+            name=name,
+            dimension_numbers=dimension_numbers,
+            param_specs=param_specs,
+            scale=scale,
+        )
+        return jax.tree.map(lambda u, g: u.astype(g.dtype), direction, updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _lifted(g: Any) -> Any:
+    return g.astype(at_least_float32(g.dtype)) if jnp.issubdtype(g.dtype, jnp.inexact) else g
+
+
+@naming.method
+def muon(
+    learning_rate: ScalarOrSchedule,
+    momentum: ScalarOrSchedule = 0.95,
+    *,
+    nesterov: bool = True,
+    momentum_form: MomentumForm = "ema",
+    ns_coeffs: Coefficients = "keller",
+    ns_steps: int | Array = 5,
+    eps: ScalarOrSchedule = 1e-7,
+    norm_safety: ScalarOrSchedule = 1.0,
+    scaling: Scaling | None = "width",
+    weight_decay: ScalarOrSchedule = 0.0,
+    mask: Mask | None = None,
+    muon_mask: Choice = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: ScalarOrSchedule = 0.9,
+    adam_b2: ScalarOrSchedule = 0.95,
+    adam_eps: ScalarOrSchedule = 1e-10,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    method: Method = "auto",
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
+    dimension_numbers: DimensionNumbers = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Muon on matrices, AdamW on everything else (https://kellerjordan.github.io/posts/muon/).
+
+    Embeddings and the output head are matrices too but belong to Adam: say so with `muon_mask`, for example
+    `muon_mask=muon_mask_by_path()`. The authors train matrices at 0.02 and the rest at 3e-4; with
+    `scaling="rms"` one AdamW learning rate and weight decay serve both.
+
+    Inside `jax.shard_map` a sharded matrix must be made whole first: call `update(grads, state, params,
+    param_specs=specs)` with the (prefix) tree of the parameters' PartitionSpecs. Under `jax.jit` nothing is
+    needed.
+
+    Args:
+      learning_rate: step size of matrices, >= 0; in units of the spectral norm unless `scaling="rms"`.
+      momentum: decay of the gradients' average, in [0, 1).
+      nesterov: whether the direction looks one gradient ahead.
+      momentum_form: "ema" `m = b*m + (1-b)*g`, or "sum" `m = b*m + g`; they differ by `eps` only.
+      ns_coeffs: coefficients of the Newton-Schulz iteration, see `orthogonalize`.
+      ns_steps: its number of steps, >= 1.
+      eps: added to the Frobenius norm, >= 0.
+      norm_safety: factor on the Frobenius norm, > 0.
+      scaling: "width" sqrt(max(1, fan_out/fan_in)), "spectral" sqrt(fan_out/fan_in), "rms"
+        0.2*sqrt(max(fan_in, fan_out)), or None.
+      weight_decay: decoupled decay of matrices, multiplied by the learning rate.
+      mask: which leaves decay; a (prefix) tree of bools or a function of the parameters.
+      muon_mask: which leaves are matrices: a (prefix) tree of bools, a function of (path, leaf) with a path
+        such as "block/kernel", or a function of the parameters. None: leaves with two axes, and those to
+        which a tree or a function of `dimension_numbers` gives a view.
+      adam_learning_rate: of the other leaves; None: `learning_rate`.
+      adam_b1: decay of their first moment, in [0, 1).
+      adam_b2: decay of their second moment, in [0, 1).
+      adam_eps: added to the root of their second moment.
+      adam_weight_decay: their decoupled decay, multiplied by their learning rate.
+      method: "plain", "gram" or "auto"; equal up to rounding. "svd" is exact.
+      mu_dtype: dtype of the momentum; None: the parameters'.
+      ns_dtype: dtype of the products; None: float32 or better.
+      dimension_numbers: how a leaf is read as matrices: a `MatrixView` (or
+        `optax.contrib.MuonDimensionNumbers`), a (prefix) tree of them, or a function of (path, leaf); None:
+        all axes but the last are reduced over.
+
+    Returns:
+      The optimizer; one number of state per entry of a matrix, two per other parameter.
+
+    Raises:
+      ValueError: a number out of its range, an unknown word; in `update`, dimension numbers that do not fit.
+    """
+    matrices = finish(
+        scale_by_muon(
+            momentum,
+            nesterov=nesterov,
+            momentum_form=momentum_form,
+            ns_coeffs=ns_coeffs,
+            ns_steps=ns_steps,
+            eps=eps,
+            norm_safety=norm_safety,
+            method=method,
+            scaling=scaling,
+            mu_dtype=mu_dtype,
+            ns_dtype=ns_dtype,
+            dimension_numbers=dimension_numbers,
+        ),
+        learning_rate,
+        weight_decay,
+        mask,
+    )
+    return with_auxiliary_adam(
+        matrices,
+        muon_mask=muon_mask,
+        dimension_numbers=dimension_numbers,
+        mask=mask,
+        adam_learning_rate=learning_rate if adam_learning_rate is None else adam_learning_rate,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_eps=adam_eps,
+        adam_weight_decay=adam_weight_decay,
+    )
+
+
+PAPER = register(
+    Paper(
+        name="muon",
+        title="Muon: An optimizer for hidden layers in neural networks",
+        authors=(
+            "Jordan, Keller",
+            "Jin, Yuchen",
+            "Boza, Vlado",
+            "You, Jiacheng",
+            "Cesista, Franz",
+            "Newhouse, Laker",
+            "Bernstein, Jeremy",
+        ),
+        year=2024,
+        url="https://kellerjordan.github.io/posts/muon/",
+        make=muon,
+        transform=scale_by_muon,
+        states=(MuonState,),
+        floats_per_parameter=1,
+        elementwise=False,
+        relative_learning_rate=5.0,
+        golden=("muon.default", "muon.plain_momentum", "muon.moonshot_rms", "muon.polar_express"),
+    )
+)
