@@ -13,8 +13,8 @@ import optax_zoo
 from optax_zoo import Paper
 from tests.laws import harness
 
-STEPS = 8
-RATE = 3e-4
+STEPS = 5
+RATE = 1e-4
 WIDTH = 4
 INPUTS = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(6, 2)
 TARGETS = np.sin(3.0 * INPUTS).sum(axis=1, keepdims=True)
