@@ -6,6 +6,7 @@ computes the step's scalars once, lifts leaves to at least float32, stores slots
 the rule once per leaf shape, sums over leaves and mesh axes, and answers mismatched trees with one sentence.
 """
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
@@ -172,13 +173,24 @@ def _jitted(rule: Rule, state_type: type[Any], slots: Mapping[str, Slot], wants_
         rest = dict.fromkeys(state_type._fields)
         s = state_type(**{**rest, **jax.tree.map(scalar, known), **jax.tree.map(lift, columns)})
         namespace = SimpleNamespace(**jax.tree.map(scalar, h.arrays), **dict(h.fixed))
-        out = rule(lift(g), s, namespace, *([lift(p)] if wants_params and p is not None else []), **chosen)
+        lifted = (lift(g), s, namespace, *([lift(p)] if wants_params and p is not None else []))
+        with _promotion(wide):
+            out = rule(*lifted, **chosen)
         if not isinstance(out, tuple):
             return out
         u, new = out
         return u.astype(g.dtype), {f: getattr(new, f).astype(columns[f].dtype) for f in slots}
 
     return jax.jit(one_leaf, static_argnames=_static_names(rule))
+
+
+def _promotion(dtype: jnp.dtype) -> contextlib.AbstractContextManager[Any]:
+    """A complex leaf meets real scalars and real slots; all else keeps the user's promotion mode."""
+    return (
+        jax.numpy_dtype_promotion("standard")
+        if jnp.issubdtype(dtype, jnp.complexfloating)
+        else contextlib.nullcontext()
+    )
 
 
 def _static_names(rule: Rule) -> tuple[str, ...]:
