@@ -6,12 +6,15 @@ from optax_zoo._core.closures import closures as closures
 from optax_zoo._core.closures import only_extra_args as only_extra_args
 from optax_zoo._core.closures import train_step as train_step
 from optax_zoo._core.describe import describe as describe
+from optax_zoo._core.matrix import orthogonalize as orthogonalize
 from optax_zoo._core.paper import Paper as Paper
 from optax_zoo._core.paper import cite as cite
 from optax_zoo._core.paper import create as create
 from optax_zoo._core.paper import find as find
 from optax_zoo._core.paper import paper as paper
 from optax_zoo._core.paper import papers as papers
+from optax_zoo._core.quintics import polar_express_coeffs as polar_express_coeffs
+from optax_zoo._core.views import MatrixView as MatrixView
 from optax_zoo.adaptive.adabelief import adabelief as adabelief
 from optax_zoo.adaptive.adabelief import scale_by_adabelief as scale_by_adabelief
 from optax_zoo.adaptive.adabound import adabound as adabound
@@ -36,5 +39,8 @@ from optax_zoo.averaging.swa import swa_lr_schedule as swa_lr_schedule
 from optax_zoo.averaging.swa import swalr as swalr
 from optax_zoo.averaging.swa import with_swa as with_swa
 from optax_zoo.clipping.clip_by_coordinate import clip_by_coordinate as clip_by_coordinate
+from optax_zoo.matrix._auxiliary import muon_mask_by_path as muon_mask_by_path
+from optax_zoo.matrix.muon import muon as muon
+from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
 
 __version__ = "0.1.0"
