@@ -54,13 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return command.race(options, again)
     except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] not in EXTRA:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRA:
             raise
-        return _fail(f'needs the extra "race" ({error.name} is missing); pip install "optax-zoo[race]"')
+        return _fail(f'needs the extra "race" ({missing} is missing); pip install "optax-zoo[race]"')
     except RaceError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail("interrupted before anything was computed", status=130)
+        return _fail("interrupted before training began", status=130)
 
 
 def _fail(sentence: str, status: int = 1) -> int:
@@ -119,7 +120,7 @@ def _positive_integer(word: str) -> int:
 
 
 def _positive_numbers(words: str) -> list[float]:
-    return [_positive_number(word) for word in words.split(",") if word]
+    return [_positive_number(word) for word in words.split(",")]
 
 
 def _positive_number(word: str) -> float:
