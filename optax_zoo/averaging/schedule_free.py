@@ -366,7 +366,7 @@ PAPERS = (
             make=schedule_free,
             kind="wrapper",
             floats_per_parameter=1,
-            example={"learning_rate": 1.0},
+            example={"learning_rate": 1e-3},
             **_PAPER,
         )
     ),
