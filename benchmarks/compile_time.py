@@ -5,7 +5,8 @@ Relative to optax.adamw, and for matrix methods to optax.contrib.muon. Caches ar
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -27,10 +28,12 @@ FIGURES = {
 STAGES = ("trace", "lower", "compile")
 
 REFERENCES = {
-    False: ("optax.adamw", optax.adamw(contests.LEARNING_RATE), ("params",)),
-    True: ("optax.contrib.muon", contrib.muon(contests.LEARNING_RATE), ("params",)),
+    False: ("optax.adamw", optax.adamw(contests.LEARNING_RATE)),
+    True: ("optax.contrib.muon", contrib.muon(contests.LEARNING_RATE)),
 }
-"""Whether it is a matrix method -> name, transformation and needs of what it is compared with."""
+"""Whether it is a matrix method -> what it is compared with."""
+
+Entrants: TypeAlias = Mapping[str, tuple[zoo.Paper, contests.Contest]]
 
 
 def stages(tx: optax.GradientTransformation, needs: Sequence[str], size: str) -> list[float]:
@@ -48,39 +51,47 @@ def stages(tx: optax.GradientTransformation, needs: Sequence[str], size: str) ->
     return np.diff(clock).tolist()
 
 
-def measure(
-    entrants: Mapping[str, tuple[zoo.Paper, contests.Contest]], size: str, rounds: int
-) -> list[results.Row]:
-    """One row an entrant: all of them and their references in turns."""
-    kinds = {name: contests.is_matrix_method(entry) for name, (entry, _) in entrants.items()}
+def measure(entrants: Entrants, size: str, rounds: int) -> Iterator[list[results.Row]]:
+    """After every round, one row an entrant; all of them and their references take turns."""
+    references = {name: REFERENCES[contests.is_matrix_method(entry)] for name, (entry, _) in entrants.items()}
     calls = {name: (contests.build(*pair), pair[0].needs) for name, pair in entrants.items()}
-    calls |= {REFERENCES[kind][0]: REFERENCES[kind][1:] for kind in set(kinds.values())}
-    # (entrant, round, stage)
-    seconds = {name: np.zeros((rounds, len(STAGES))) for name in calls}
+    calls |= {name: (tx, ("params",)) for name, tx in references.values()}
+    seconds: dict[str, list[list[float]]] = {name: [] for name in calls}
     for index in range(rounds):
         for name in list(calls)[:: -1 if index % 2 else 1]:
-            seconds[name][index] = stages(*calls[name], size)
-            print(f"{name}: {seconds[name][index].sum():.2f} s", file=sys.stderr)
-    rows = []
-    for name, (entry, _) in entrants.items():
-        reference = REFERENCES[kinds[name]][0]
-        ratio = seconds[name].sum(1) / seconds[reference].sum(1)
-        medians = zip(STAGES, np.median(seconds[name], 0), strict=True)
-        rows.append(
-            {
-                "method": name,
-                "library": entry.library,
-                "size": size,
-                "leaves": len(jax.tree.leaves(harness.shapes(size))),
-                "rounds": rounds,
-                **{f"{stage}_seconds": results.rounded(value) for stage, value in medians},
-                "total_seconds": results.rounded(np.median(seconds[name].sum(1))),
-                "reference": reference,
-                "total_over_reference": results.rounded(np.median(ratio)),
-                "total_over_reference_quartiles": results.spread(ratio),
-            }
-        )
-    return rows
+            seconds[name].append(stages(*calls[name], size))
+            print(f"{name}: {sum(seconds[name][-1]):.2f} s", file=sys.stderr)
+        yield [
+            row(
+                name,
+                entry,
+                references[name][0],
+                size,
+                {key: np.array(table) for key, table in seconds.items()},
+            )
+            for name, (entry, _) in entrants.items()
+        ]
+
+
+def row(
+    name: str, entry: zoo.Paper, reference: str, size: str, seconds: Mapping[str, np.ndarray]
+) -> results.Row:
+    """The medians of one entrant from (round, stage) tables."""
+    total = seconds[name].sum(1)
+    ratio = total / seconds[reference].sum(1)
+    stage_medians = zip(STAGES, np.median(seconds[name], 0), strict=True)
+    return {
+        "method": name,
+        "library": entry.library,
+        "size": size,
+        "leaves": len(jax.tree.leaves(harness.shapes(size))),
+        "rounds": len(total),
+        **{f"{stage}_seconds": results.rounded(value) for stage, value in stage_medians},
+        "total_seconds": results.rounded(np.median(total)),
+        "reference": reference,
+        "total_over_reference": results.rounded(np.median(ratio)),
+        "total_over_reference_quartiles": results.spread(ratio),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pairs = results.chosen(parser, options)
         entrants = {contests.label(*pair): pair for pair in pairs}
         size, rounds = ("tiny", 1) if options.quick else ("thousand", options.rounds)
-        results.save(path, "compile_time", measure(entrants, size, rounds))
+        for rows in measure(entrants, size, rounds):
+            results.save(path, "compile_time", rows)
     print(results.report(path, FIGURES))
 
 

@@ -1,5 +1,6 @@
 """Trees of parameters, one training update under jit, and clocks that run side by side."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -62,11 +63,18 @@ def shapes(size: str) -> PyTree:
     )
 
 
-def random_like(tree: PyTree, seed: int, scale: float) -> PyTree:
-    generator = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(scale * generator.standard_normal(leaf.shape, np.float32)), tree
-    )
+@functools.cache
+def arrays(size: str) -> tuple[PyTree, PyTree]:
+    """Random parameters and gradients of a size, drawn once."""
+    generator = np.random.default_rng(0)
+
+    def normal(scale: float) -> PyTree:
+        return jax.tree.map(
+            lambda leaf: jnp.asarray(np.float32(scale) * generator.standard_normal(leaf.shape, np.float32)),
+            shapes(size),
+        )
+
+    return normal(0.02), normal(0.01)
 
 
 def nbytes(tree: PyTree) -> int:
@@ -139,9 +147,8 @@ def side_by_side(runs: Sequence[Callable[[], PyTree]], rounds: int, seconds: flo
 
     def clock(run: Callable[[], PyTree], calls: int) -> float:
         start = time.perf_counter()
-        for _ in range(calls):
-            result = run()
-        jax.block_until_ready(result)
+        done = [run() for _ in range(calls)]
+        jax.block_until_ready(done[-1])
         return (time.perf_counter() - start) / calls
 
     first = [(clock(run, 1), clock(run, 1))[1] for run in runs]

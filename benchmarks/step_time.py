@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import optax
 
 import optax_zoo as zoo
 from benchmarks import contests, harness, results
@@ -29,8 +30,8 @@ def measure(
 ) -> results.Row:
     """One row: the method, its peer and the stream in turns."""
     shapes = harness.shapes(size)
-    params, grads = harness.random_like(shapes, 0, 0.02), harness.random_like(shapes, 1, 0.01)
-    transformations = [contests.build(entry, contest)]
+    params, grads = harness.arrays(size)
+    transformations: list[optax.GradientTransformation] = [contests.build(entry, contest)]
     if contest.make_peer:
         transformations.append(contest.make_peer(contests.LEARNING_RATE))
     entries = harness.parameters(shapes)
