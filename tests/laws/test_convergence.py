@@ -35,7 +35,7 @@ def valley(params: PyTree) -> Array:
 
 @law
 def test_convergence(paper: Paper) -> None:
-    tx = paper.build(0.01 * paper.relative_learning_rate)
+    tx = paper.build(0.005 * paper.relative_learning_rate)
     seeds = [{"seed": jnp.uint32(i)} for i in range(DURATION)]
 
     def train(objective: Callable[[PyTree], Array]) -> tuple[Array, Array, Array]:

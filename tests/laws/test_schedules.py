@@ -1,4 +1,4 @@
-"""Every number may be a schedule: a constant one is the constant, and step i sees schedule(i), the first schedule(0)."""
+"""Every number may be a schedule: a constant one is the constant, and step i sees schedule(i), from 0 on."""
 
 import inspect
 from collections.abc import Callable

@@ -19,7 +19,7 @@ from tests.laws.harness import (
     traced_rate,
 )
 
-FACTORS = (1.0, 3.0)
+FACTORS = (1.0, 2.0)
 SEEDS = (1.0, -0.5)
 
 
