@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.support import problem, trajectory
 
 import optax_zoo as zoo
+from tests.support import problem, trajectory
 
 
 def walk(wrap: Any, steps: int = 12) -> tuple[Any, Any, Any]:

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from tests.support import optax_trajectory, problem, trajectory
 
 import optax_zoo as zoo
+from tests.support import optax_trajectory, problem, trajectory
 
 
 def replay(tx: optax.GradientTransformation, steps: int = 12) -> tuple[Any, Any, Any, Any]:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.support import problem, trajectory
 
 import optax_zoo as zoo
+from tests.support import problem, trajectory
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "schedules.basic.npz"
 
