@@ -11,14 +11,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression
 
 from optax_zoo.race.results import REFERENCE, Floats
@@ -37,6 +38,7 @@ DASHES = (
     (0, (9, 2)),
     (0, (4, 1, 1, 1, 1, 1)),
 )
+HALO = withStroke(linewidth=2.5, foreground="white")
 STYLE = {
     "font.size": 9.5,
     "text.color": INK,
@@ -54,6 +56,8 @@ STYLE = {
 }
 MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8))
 
+Points = NDArray[np.floating[Any]]
+
 
 @dataclass(frozen=True)
 class Look:
@@ -67,7 +71,8 @@ class Look:
     @property
     def text(self) -> str:
         """The colour, dark enough to be read on white."""
-        return colors.to_hex(0.7 * np.array(colors.to_rgb(self.colour)) + 0.02)
+        red, green, blue = (0.7 * part + 0.02 for part in colors.to_rgb(self.colour))
+        return colors.to_hex((red, green, blue))
 
 
 ADAMW = Look(INK, "-", 2.6, 6)
@@ -172,15 +177,17 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]], look: Mapping[
 
     Args:
       axes: with its final limits and position.
-      ends: last value and label of every line.
+      ends: last value and label of every line; one above the axes is labelled at their top with ↑.
       look: of every line.
     """
     size = 9.0
+    lower, upper = axes.get_ylim()
     to_axes = axes.transData + axes.transAxes.inverted()
-    wishes = [to_axes.transform((1.0, value))[1] for value, _ in ends.values()]
-    width, height = axes.bbox.size / axes.get_figure().dpi * 72
+    wishes = [to_axes.transform((1.0, np.clip(value, lower, upper)))[1] for value, _ in ends.values()]
+    box = axes.get_window_extent().transformed(axes.figure.dpi_scale_trans.inverted())
+    width, height = 72 * box.width, 72 * box.height
     placed = spread_labels(wishes, 1.3 * size / height, -0.04, 1.0)
-    for (name, (_, text)), wish, y in zip(ends.items(), wishes, placed, strict=True):
+    for (name, (value, text)), wish, y in zip(ends.items(), wishes, placed, strict=True):
         style = look[name]
         joint = {"color": style.colour, "transform": axes.transAxes, "clip_on": False}
         axes.plot([1, 1 + 16 / width], [wish, y], linewidth=0.7, **joint)
@@ -189,13 +196,19 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]], look: Mapping[
         axes.text(
             1 + 43 / width,
             y,
-            text,
+            f"{text} ↑" if value > upper else text,
             size=size,
             va="center",
             color=GREY if style is OTHER else style.text,
             weight="bold" if style is ADAMW else "normal",
             transform=axes.transAxes,
         )
+
+
+def note(axes: Axes, text: str, at: Sequence[float] | Points, offset: Sequence[float] | Points, **style: Any) -> None:
+    """Writes `text` at `offset` points from `at`, with a white rim that keeps it legible on lines."""
+    style = {"size": 9.5, "zorder": 9, "path_effects": [HALO], **style}
+    axes.annotate(text, (at[0], at[1]), (offset[0], offset[1]), textcoords="offset points", **style)
 
 
 def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:

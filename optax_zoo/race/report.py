@@ -115,7 +115,7 @@ def _table(title: str, rows: Sequence[Standing], columns: Sequence[Column], *, n
 
 
 def _fold(cell: str) -> str:
-    return re.sub(r" (?=[±p(] ?)", "\n", cell)
+    return re.sub(r",? (?=[±p] |\d+ of |diverged)", "\n", cell)
 
 
 def _title(results: RaceResults) -> str:
@@ -184,7 +184,7 @@ def _learning_rate(row: Standing) -> str:
 def _loss(row: Standing, decimals: int) -> str:
     if row.diverged:
         return "diverged"
-    lost = f" ({row.diverged_runs} of {row.seeds} diverged)" if row.diverged_runs else ""
+    lost = f", {row.diverged_runs} of {row.seeds} diverged" if row.diverged_runs else ""
     return _mean_and_spread(row.loss, row.loss_spread, decimals) + lost
 
 

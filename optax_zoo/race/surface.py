@@ -54,7 +54,10 @@ def valley(point: ArrayLike) -> jax.Array:
 
 
 def run(paper: Paper, *, steps: int = STEPS) -> Trajectory:
-    """Runs `paper.build(learning_rate)` at all `LEARNING_RATES` at once; keeps the one that ends lowest."""
+    """Runs `paper.build(learning_rate)` at all `LEARNING_RATES` at once; keeps the one that ends lowest.
+
+    Promotion is JAX's default one, on which methods from other libraries rely.
+    """
     start = jnp.asarray(START, jnp.float32)
 
     def train(learning_rate: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -68,7 +71,8 @@ def run(paper: Paper, *, steps: int = STEPS) -> Trajectory:
         keys = jax.random.split(jax.random.key(0), steps)
         return jax.lax.scan(body, (start, tx.init(start)), keys)[1]
 
-    trained, averaged = map(np.asarray, jax.jit(jax.vmap(train))(jnp.asarray(LEARNING_RATES)))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        trained, averaged = map(np.asarray, jax.jit(jax.vmap(train))(jnp.asarray(LEARNING_RATES)))
     outside = ~((trained >= np.array(LOWER)) & (trained <= np.array(UPPER))).all(axis=(1, 2))
     values = np.asarray(valley(averaged[:, -1].T))
     best = int(np.lexsort((values, outside))[0])
