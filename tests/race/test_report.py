@@ -186,6 +186,13 @@ def test_the_same_results_give_the_same_files(tmp_path):
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+def test_pictures_have_the_permissions_of_any_new_file_and_leave_nothing_beside_them(tmp_path):
+    (tmp_path / "other").touch()
+    (path,) = drawing.save({"x.png": drawing.new_figure(2.0, "title", "subtitle")}, tmp_path)
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["other", "x.png"]
+
+
 def texts(figure):
     return [text.get_text() for text in figure.findobj(Text)]
 
