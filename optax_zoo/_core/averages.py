@@ -85,7 +85,7 @@ def at_least(slot: Slot, dtype: DTypeLike) -> Slot:
     return dataclasses.replace(slot, dtype=lambda leaf: widest(leaf, dtype))
 
 
-def approach(average: Array, value: Array, take: Array | float) -> Array:
+def approach(average: Any, value: Any, take: Any) -> Any:
     """(1 - take) * average + take * value, in the form whose fixed point is `value` in floating point too."""
     return average + take * (value - average)
 
@@ -106,7 +106,7 @@ def _take(average: Any, param: Any) -> Any:
 
 def averaging(
     inner: optax.GradientTransformation,
-    state_type: type[tuple],
+    state_type: type[Any],
     *,
     hyper: Mapping[str, Any],
     step: Callable[[Any, Any], Mapping[str, Any]] | None = None,
@@ -118,28 +118,48 @@ def averaging(
     The state's last field is `inner_state`; the other arguments are those of `leafwise`. Updates of `inner` pass
     through unchanged, extra arguments are forwarded, integer leaves are copied into the average.
     """
-    name = speaker()
-    inner = transformation(inner)
 
     def build(rule: AveragingRule) -> optax.GradientTransformationExtraArgs:
         @leafwise(state_type, hyper=hyper, step=step, ranges=ranges, copy_integers=True, **fields)
         def watch(stepped: Array, s: Any, h: Any) -> tuple[Array, Any]:
             return stepped, rule(stepped, s, h)
 
-        def init(params: PyTree) -> Any:
-            return watch.init(params)._replace(inner_state=inner.init(params))
-
-        def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
-            if params is None:
-                raise ValueError(f"{name}: needs params; call update(grads, state, params)")
-            updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
+        def look(updates: PyTree, state: Any, params: PyTree) -> tuple[PyTree, Any]:
             stepped = jax.tree.map(_stepped, params, updates, is_leaf=is_none)
-            _, averaged = watch.update(stepped, state)
-            return updates, averaged._replace(inner_state=inner_state)
+            return updates, watch.update(stepped, state)[1]
 
-        return optax.GradientTransformationExtraArgs(init, update)
+        return wrapping(inner, watch.init, look)
 
     return build
+
+
+def wrapping(
+    inner: optax.GradientTransformation,
+    init_own: Callable[[PyTree], Any],
+    update_own: Callable[[PyTree, Any, PyTree], tuple[PyTree, Any]],
+) -> optax.GradientTransformationExtraArgs:
+    """`inner`, and then `update_own(updates of inner, state, params)`, with the state of `inner` as `inner_state`.
+
+    Raises:
+      TypeError: `inner` is not a gradient transformation.
+      ValueError: in `update`, params are missing.
+    """
+    name = speaker()
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"{name}: inner must be an optax.GradientTransformation, got {inner!r}")
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: PyTree) -> Any:
+        return init_own(params)._replace(inner_state=inner.init(params))
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
+        if params is None:
+            raise ValueError(f"{name}: needs params; call update(grads, state, params)")
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
+        updates, state = update_own(updates, state, params)
+        return updates, state._replace(inner_state=inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _stepped(param: Any, update: Any) -> Any:
@@ -148,14 +168,3 @@ def _stepped(param: Any, update: Any) -> Any:
         return param
     wide = widest(param.dtype, update.dtype)
     return (param.astype(wide) + update.astype(wide)).astype(param.dtype)
-
-
-def transformation(inner: object) -> optax.GradientTransformationExtraArgs:
-    """`inner` with support for extra arguments.
-
-    Raises:
-      TypeError: `inner` is not a gradient transformation.
-    """
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(f"{speaker()}: inner must be an optax.GradientTransformation, got {inner!r}")
-    return optax.with_extra_args_support(inner)

@@ -9,6 +9,7 @@ Differs from the authors' code: there is none; `init="first"` is `torch.optim.sw
 are ema-pytorch's. That package's `KarrasEMA` uses the power-law decay one step later.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
@@ -17,12 +18,11 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core import hyper as hp
 from optax_zoo._core.averages import approach, at_least, averaging, evaluate
-from optax_zoo._core.hyper import Decay, ScalarOrSchedule, Schedule, StepSchedule, split_decay
+from optax_zoo._core.hyper import Decay, Scalar, ScalarOrSchedule, StepSchedule, number, scalar_dtype, split_decay
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.slots import copy, wide_zeros
+from optax_zoo._core.slots import PerParameter, copy, wide_zeros
 from optax_zoo._core.trees import PyTree
 
 Init = Literal["params", "first", "zeros"]
@@ -33,7 +33,7 @@ class EmaState(NamedTuple):
 
     count: Array  # steps taken
     weight: Array | None  # 1 - product of decays
-    ema: optax.Params  # averaged parameters
+    ema: PerParameter  # averaged parameters
     inner_state: optax.OptState  # of the optimizer
 
     AVERAGED = "ema"
@@ -89,7 +89,7 @@ def with_ema(
     if debias and init != "zeros":
         raise ValueError(f'with_ema: debias needs init="zeros", got init={init!r}')
 
-    def step(h: Any, s: EmaState) -> dict[str, Array]:
+    def step(h: Any, s: EmaState) -> dict[str, Any]:
         every, first = (jnp.asarray(value, jnp.int32) for value in (h.update_every, h.start))
         copies = (first > 0) & (h.count <= first)
         if init == "first":
@@ -113,14 +113,14 @@ def with_ema(
 
 
 @method
-def power_ema_decay(gamma: float) -> StepSchedule:
+def power_ema_decay(gamma: Scalar) -> StepSchedule:
     """(1 - 1/t)^(gamma + 1): weights grow like t^gamma, whatever the length of the run (arXiv:2312.02696).
 
     Args:
       gamma: > -1; 0 is the uniform mean. `power_ema_gamma` gives it from a relative width.
     """
-    _numbers({"gamma": gamma}, {"gamma": "(-1, inf)"})
-    return _decay(f"power_ema_decay({gamma})", lambda t: -jnp.expm1((gamma + 1.0) * jnp.log1p(-1.0 / t)))
+    power = number("gamma", gamma, "(-1, inf)") + 1.0
+    return _decay(f"power_ema_decay({gamma})", lambda t: -jnp.expm1(power * jnp.log1p(-1.0 / t)))
 
 
 @method
@@ -130,21 +130,20 @@ def power_ema_gamma(sigma_rel: float) -> float:
     Args:
       sigma_rel: in (0, 0.3]; 0.05 and 0.1 are usual.
     """
-    _numbers({"sigma_rel": sigma_rel}, {"sigma_rel": "(0, 0.3]"})
-    s = float(sigma_rel) ** -2
+    s = float(number("sigma_rel", sigma_rel, "(0, 0.3]")) ** -2
     return float(np.roots([1.0, 7.0, 16.0 - s, 12.0 - s]).real.max())
 
 
 @method
-def warmup_ema_decay(max_decay: float) -> StepSchedule:
+def warmup_ema_decay(max_decay: Scalar) -> StepSchedule:
     """min(max_decay, (1 + t) / (10 + t))."""
-    _numbers({"max_decay": max_decay}, {"max_decay": "[0, 1]"})
-    return _decay(f"warmup_ema_decay({max_decay})", lambda t: jnp.maximum(1.0 - max_decay, 9.0 / (10.0 + t)))
+    least = 1.0 - number("max_decay", max_decay, "[0, 1]")
+    return _decay(f"warmup_ema_decay({max_decay})", lambda t: jnp.maximum(least, 9.0 / (10.0 + t)))
 
 
 @method
 def inverse_power_ema_decay(
-    max_decay: float, inv_gamma: float = 1, power: float = 2 / 3, min_value: float = 0, start: int = 0
+    max_decay: Scalar, inv_gamma: Scalar = 1, power: Scalar = 2 / 3, min_value: Scalar = 0, start: Scalar = 0
 ) -> StepSchedule:
     """1 - (1 + e / inv_gamma)^-power with e = t - 1 - start, within [min_value, max_decay]; 0 up to e = 0.
 
@@ -155,29 +154,26 @@ def inverse_power_ema_decay(
       min_value: in [0, 1].
       start: steps with decay 0 before.
     """
-    arguments = {"max_decay": max_decay, "inv_gamma": inv_gamma, "power": power, "min_value": min_value}
-    ranges = {"max_decay": "[0, 1]", "inv_gamma": "(0, inf)", "power": "[0, inf)", "min_value": "[0, 1]"}
-    _numbers(arguments | {"start": start}, ranges)
+    least, most = (
+        1.0 - number(name, value, "[0, 1]") for name, value in (("max_decay", max_decay), ("min_value", min_value))
+    )
+    scale, exponent = number("inv_gamma", inv_gamma, "(0, inf)"), number("power", power, "[0, inf)")
+    skipped = number("start", start, "[0, inf)")
 
     def take(t: Array) -> Array:
-        e = jnp.maximum(t - 1.0 - start, 0.0)
-        grown = jnp.clip(jnp.exp(-power * jnp.log1p(e / inv_gamma)), 1.0 - max_decay, 1.0 - min_value)
+        e = jnp.maximum(t - 1.0 - skipped, 0.0)
+        grown = jnp.clip(jnp.exp(-exponent * jnp.log1p(e / scale)), least, most)
         return jnp.where(e == 0, 1.0, grown)
 
     text = f"inverse_power_ema_decay({max_decay}, {inv_gamma}, {power}, {min_value}, {start})"
     return _decay(text, take)
 
 
-def _numbers(values: dict[str, float], ranges: dict[str, str]) -> None:
-    hp.checked(values, ranges)
-    hp.refuse_schedules(**values)
-
-
-def _decay(text: str, take: Schedule) -> StepSchedule:
+def _decay(text: str, take: Callable[[Array], Array]) -> StepSchedule:
     """A decay of t = 1, 2, ... from its complement."""
 
     def at(t: Any) -> Decay:
-        taken = take(jnp.asarray(t, hp.scalar_dtype()))
+        taken = take(jnp.asarray(t, scalar_dtype()))
         return Decay(1.0 - taken, taken)
 
     return StepSchedule(lambda t: at(t).keep, text, exact=at)

@@ -17,7 +17,7 @@ from optax_zoo._core.averages import approach, at_least, averaging
 from optax_zoo._core.hyper import ScalarOrSchedule
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.slots import copy
+from optax_zoo._core.slots import PerParameter, copy
 from optax_zoo._core.trees import PyTree
 
 
@@ -25,7 +25,7 @@ class PolyakState(NamedTuple):
     """The mean and the state of the optimizer it watches."""
 
     count: Array  # steps taken
-    mean: optax.Params  # averaged parameters
+    mean: PerParameter  # averaged parameters
     inner_state: optax.OptState  # of the optimizer
 
     AVERAGED = "mean"

@@ -18,14 +18,13 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core import hyper as hp
-from optax_zoo._core.averages import evaluate, transformation
-from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq, debias, ema
+from optax_zoo._core.averages import evaluate, wrapping
+from optax_zoo._core.hyper import Scalar, ScalarOrSchedule, abs_sq, debias, ema, is_zero
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.rectify import rectification
-from optax_zoo._core.slots import copy, squares, zeros
+from optax_zoo._core.slots import PerParameter, copy, squares, zeros
 from optax_zoo._core.trees import PyTree
 
 BiasCorrection = Literal["adam", "paper"]
@@ -40,10 +39,10 @@ class ScheduleFreeState(NamedTuple):
     weight_sum: Array  # of the average
     lr_max: Array  # largest rate so far
     b1: Array  # share of x in y
-    z: optax.Params  # base iterate
-    nu: optax.Updates | None = None  # second moment
-    m: optax.Updates | None = None  # inner momentum
-    inner_state: optax.OptState | None = None  # of the wrapped optimizer
+    z: PerParameter  # base iterate
+    nu: PerParameter = None  # second moment
+    m: PerParameter = None  # inner momentum
+    inner_state: Any = None  # of the wrapped optimizer
 
     AVERAGED = "z"
 
@@ -52,7 +51,7 @@ class ScheduleFreeState(NamedTuple):
         return evaluate(lambda z, y, h: (y - (1.0 - h.b1) * z) / h.b1, self.z, params, b1=self.b1)
 
 
-def _average(h: Any, s: ScheduleFreeState, lr: Array | float) -> dict[str, Array]:
+def _average(h: Any, s: ScheduleFreeState, lr: Scalar) -> dict[str, Any]:
     """The step's weights: with c = w / sum of w, y moves by `pull` * (z - y) - `push` * lr * d after z has moved.
 
     For constant b1, pull = c and push = (1 - c)(1 - b1). The stored b1 is the one y was made with.
@@ -175,7 +174,7 @@ def schedule_free_adamw(
     if bias_correction not in get_args(BiasCorrection):
         known = ", ".join(get_args(BiasCorrection))
         raise ValueError(f"schedule_free_adamw: bias_correction must be one of {known}, got {bias_correction!r}")
-    has_momentum = not hp.is_zero(inner_momentum)
+    has_momentum = not is_zero(inner_momentum)
 
     def step(h: Any, s: ScheduleFreeState) -> Mapping[str, Any]:
         bias1, bias2 = debias(h.inner_momentum, h.t), debias(h.b2, h.t)
@@ -286,7 +285,6 @@ def schedule_free(
     Raises:
       ValueError: a number out of its range; in `update`, params are missing.
     """
-    inner = transformation(inner)
 
     def step(h: Any, s: ScheduleFreeState) -> Mapping[str, Any]:
         return {**_average(h, s, h.learning_rate), "lr": -1.0}
@@ -297,19 +295,7 @@ def schedule_free(
     def follow(u: Array, s: ScheduleFreeState, h: Any, p: Array) -> tuple[Array, ScheduleFreeState]:
         return _move(p, s, h, u, u)
 
-    def init(params: PyTree) -> ScheduleFreeState:
-        return follow.init(params)._replace(inner_state=inner.init(params))
-
-    def update(
-        updates: PyTree, state: ScheduleFreeState, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, ScheduleFreeState]:
-        if params is None:
-            raise ValueError("schedule_free: needs params; call update(grads, state, params)")
-        updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
-        updates, state = follow.update(updates, state, params)
-        return updates, state._replace(inner_state=inner_state)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return wrapping(inner, follow.init, follow.update)
 
 
 _PAPER: dict[str, Any] = {

@@ -15,19 +15,14 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core import hyper as hp
 from optax_zoo._core.averages import approach, at_least, averaging, evaluate
-from optax_zoo._core.hyper import Scalar, ScalarOrSchedule
+from optax_zoo._core.hyper import Scalar, ScalarOrSchedule, as_scalar, check_range, number, scalar_dtype
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.slots import wide_zeros
+from optax_zoo._core.slots import PerParameter, wide_zeros
 from optax_zoo._core.trees import PyTree
 
 Anneal = Literal["cos", "linear"]
-
-_RANGES = {"swa_start": "(0, inf)", "anneal_steps": "[0, inf)", "c": "[1, inf)"} | dict.fromkeys(
-    ("lr_init", "swa_lr", "alpha1", "alpha2"), "[0, inf)"
-)
 
 
 class SwaState(NamedTuple):
@@ -35,7 +30,7 @@ class SwaState(NamedTuple):
 
     count: Array  # steps taken
     n: Array  # points collected
-    mean: optax.Params  # averaged parameters
+    mean: PerParameter  # averaged parameters
     inner_state: optax.OptState  # of the optimizer
 
     AVERAGED = "mean"
@@ -105,10 +100,11 @@ def swa_lr_schedule(lr_init: Scalar, swa_lr: Scalar, swa_start: Scalar) -> optax
     Returns:
       A schedule of the 0-based count.
     """
-    _numbers(lr_init=lr_init, swa_lr=swa_lr, swa_start=swa_start)
+    first, last = number("lr_init", lr_init, "[0, inf)"), number("swa_lr", swa_lr, "[0, inf)")
+    end = number("swa_start", swa_start, "(0, inf)")
 
     def rate(count: Any) -> Array:
-        return _between(lr_init, swa_lr, jnp.clip((_float(count) / _float(swa_start) - 0.5) / 0.4, 0.0, 1.0))
+        return _between(first, last, jnp.clip((_float(count) / _float(end) - 0.5) / 0.4, 0.0, 1.0))
 
     return rate
 
@@ -127,8 +123,9 @@ def cyclic_lr(alpha1: Scalar, alpha2: Scalar, c: Scalar) -> optax.Schedule:
     Returns:
       A schedule of the 0-based count i - 1.
     """
-    _numbers(alpha1=alpha1, alpha2=alpha2, c=c)
-    return lambda count: _between(alpha1, alpha2, (jnp.mod(_float(count), _float(c)) + 1.0) / _float(c))
+    first, last = number("alpha1", alpha1, "[0, inf)"), number("alpha2", alpha2, "[0, inf)")
+    cycle = number("c", c, "[1, inf)")
+    return lambda count: _between(first, last, (jnp.mod(_float(count), _float(cycle)) + 1.0) / _float(cycle))
 
 
 @method
@@ -157,32 +154,27 @@ def swalr(
     """
     if anneal not in get_args(Anneal):
         raise ValueError(f"swalr: anneal must be one of {', '.join(get_args(Anneal))}, got {anneal!r}")
-    hp.checked({"lr_init": lr_init}, _RANGES)
-    _numbers(swa_lr=swa_lr, anneal_steps=anneal_steps, start=start)
+    check_range("lr_init", lr_init, "[0, inf)")
+    last, begin = number("swa_lr", swa_lr, "[0, inf)"), number("start", start, "[0, inf)")
+    steps = number("anneal_steps", anneal_steps, "[0, inf)")
 
     def rate(count: Any) -> Array:
-        before = jnp.minimum(jnp.asarray(count), jnp.asarray(start, jnp.result_type(count)))
+        before = jnp.minimum(jnp.asarray(count), jnp.asarray(begin, jnp.result_type(count)))
         current = lr_init(before) if callable(lr_init) else lr_init
-        steps = _float(anneal_steps)
-        since = _float(count) - _float(start)
-        done = jnp.clip(since / jnp.where(steps > 0, steps, 1.0), 0.0, 1.0)
-        done = jnp.where((steps == 0) & (since >= 0), 1.0, done)
-        return _between(current, swa_lr, done if anneal == "linear" else (1.0 - jnp.cos(jnp.pi * done)) / 2.0)
+        since, whole = _float(count) - _float(begin), _float(steps)
+        done = jnp.clip(since / jnp.where(whole > 0, whole, 1.0), 0.0, 1.0)
+        done = jnp.where((whole == 0) & (since >= 0), 1.0, done)
+        return _between(current, last, done if anneal == "linear" else (1.0 - jnp.cos(jnp.pi * done)) / 2.0)
 
     return rate
 
 
 def _between(first: Any, last: Scalar, weight: Array) -> Array:
-    return (1.0 - weight) * hp.as_scalar(first) + weight * hp.as_scalar(last)
+    return (1.0 - weight) * as_scalar(first) + weight * as_scalar(last)
 
 
 def _float(count: Any) -> Array:
-    return jnp.asarray(count, hp.scalar_dtype())
-
-
-def _numbers(**values: Any) -> None:
-    hp.checked(values, _RANGES)
-    hp.refuse_schedules(**values)
+    return jnp.asarray(count, scalar_dtype())
 
 
 PAPER = register(
