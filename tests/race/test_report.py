@@ -5,6 +5,7 @@ import itertools
 import re
 
 import jax
+import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import optax
@@ -293,6 +294,19 @@ def test_the_learning_rate_of_a_path_ends_lowest_of_those_that_stay_inside():
             if not inside:
                 break
         assert not inside or float(surface.valley(point)) >= path.value * (1 - 1e-3)
+
+
+def test_a_path_that_leaves_the_picture_is_not_chosen_even_if_it_ends_lower():
+    def detour(learning_rate):
+        def update(updates, count, params):
+            away = jnp.where(count == 0, 10.0, jnp.asarray(surface.MINIMUM) - params)
+            return jnp.where(learning_rate > 1.0, away, jnp.zeros_like(updates)), count + 1
+
+        return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+    path = surface.run(paper(detour), steps=3)
+    assert path.learning_rate <= 1.0
+    assert path.value == pytest.approx(float(surface.valley(surface.START)))
 
 
 def test_the_average_has_a_path_of_its_own():
