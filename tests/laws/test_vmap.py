@@ -1,5 +1,7 @@
 """`vmap` over seeds and learning rates, traced, gives what a Python loop gives."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,6 +10,7 @@ from jax import Array
 from optax_zoo import Paper
 from tests.laws.harness import (
     STEPS,
+    Batch,
     PyTree,
     assert_close,
     build,
@@ -15,32 +18,36 @@ from tests.laws.harness import (
     make_batch,
     make_params,
     rate,
-    rollout,
     traced_rate,
 )
 
 FACTORS = (1.0, 2.0)
 SEEDS = (1.0, -0.5)
 
+Carry = tuple[PyTree, PyTree]
+
 
 @law
 def test_vmap(paper: Paper) -> None:
-    rates = [jnp.float32(factor * rate(paper)) for factor in FACTORS]
-    starts = [jax.tree.map(lambda leaf, seed=seed: seed * leaf, make_params()) for seed in SEEDS]
-    batches = [make_batch(i) for i in range(STEPS)]
+    update, _ = traced_rate(paper)
 
-    def train(learning_rate: Array, params: PyTree) -> PyTree:
-        return rollout(build(paper, learning_rate), params, batches)[0]
+    def init(learning_rate: Array, params: PyTree) -> Carry:
+        return params, build(paper, learning_rate).init(params)
 
-    over_seeds = jax.vmap(train, in_axes=(None, 0))
-    together = jax.jit(jax.vmap(over_seeds, in_axes=(0, None)))(
-        jnp.stack(rates), jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-    )
-    step, _ = traced_rate(paper)
-    for i, learning_rate in enumerate(rates):
-        for j, params in enumerate(starts):
-            state = build(paper, learning_rate).init(params)
-            for batch in batches:
-                updates, state = step(learning_rate, params, state, batch)
-                params = optax.apply_updates(params, updates)
-            assert_close(jax.tree.map(lambda leaf, at=(i, j): leaf[at], together), params, f"rate {i}, seed {j}")
+    def step(learning_rate: Array, carry: Carry, batch: Batch) -> Carry:
+        updates, state = update(learning_rate, *carry, batch)
+        return optax.apply_updates(carry[0], updates), state
+
+    pairs = list(itertools.product(FACTORS, SEEDS))
+    rates = [jnp.float32(factor * rate(paper)) for factor, _ in pairs]
+    starts = [jax.tree.map(lambda leaf, seed=seed: seed * leaf, make_params()) for _, seed in pairs]
+    all_rates, all_starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(rates, starts, strict=True))
+
+    together = jax.vmap(init)(all_rates, all_starts)
+    alone = [init(*pair) for pair in zip(rates, starts, strict=True)]
+    step_together = jax.jit(jax.vmap(step, in_axes=(0, 0, None)))
+    for i in range(STEPS):
+        together = step_together(all_rates, together, make_batch(i))
+        alone = [step(learning_rate, carry, make_batch(i)) for learning_rate, carry in zip(rates, alone, strict=True)]
+    for i, (params, _) in enumerate(alone):
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], together[0]), params, f"rate and seed {pairs[i]}")
