@@ -69,7 +69,7 @@ _reexport(
     "adadelta",
     "Algorithm 1",
     floats=2,
-    lr=1000.0,
+    lr=200.0,
     needs="params",
     transform="scale_by_adadelta",
     states="ScaleByAdaDeltaState",
@@ -80,7 +80,7 @@ _reexport(
     transform="scale_by_rms",
     states="ScaleByRmsState ScaleByRmsWithCountState ScaleByRStdDevState ScaleByRStdDevWithCountState",
 )
-_reexport("yogi", "Algorithm 2", floats=2, lr=10.0, transform="scale_by_yogi")
+_reexport("yogi", "Algorithm 2", floats=2, lr=3.0, transform="scale_by_yogi")
 _reexport("radam", "Algorithm 2", floats=2, transform="scale_by_radam")
 _reexport(
     "lion",
@@ -99,24 +99,24 @@ _reexport("noisy_sgd", floats=0, lr=100.0, states="AddNoiseState", example={"key
 _reexport("optimistic_gradient_descent", floats=1, lr=100.0, transform="scale_by_optimistic_gradient")
 _reexport("optimistic_adam_v2", "Algorithm 1", floats=3)
 _reexport("lamb", "Algorithm 2", floats=2, lr=3.0, needs="params", elementwise=False)
-_reexport("lars", "Algorithm 1", floats=1, lr=1000.0, needs="params", elementwise=False)
+_reexport("lars", "Algorithm 1", floats=1, lr=200.0, needs="params", elementwise=False)
 _reexport(
     "adafactor",
     "Algorithms 4 and 5",
     floats=0,
-    lr=10.0,
+    lr=3.0,
     needs="params",
     states="FactoredState",
     elementwise=False,
 )
 _reexport(
-    "sm3", "SM3-II", floats=1, lr=100.0, transform="scale_by_sm3", states="ScaleBySM3State", elementwise=False
+    "sm3", "SM3-II", floats=1, lr=30.0, transform="scale_by_sm3", states="ScaleBySM3State", elementwise=False
 )
 _reexport(
     "adan",
     "Algorithm 1",
     floats=4,
-    lr=5.0,
+    lr=3.0,
     needs="params",
     transform="scale_by_adan",
     states="ScaleByAdanState",
@@ -125,15 +125,15 @@ _reexport(
     "novograd",
     "Algorithm 1",
     floats=1,
-    lr=10.0,
+    lr=3.0,
     needs="params",
     transform="scale_by_novograd",
     states="ScaleByNovogradState",
     elementwise=False,
 )
 _reexport("rprop", floats=2, states="ScaleByRpropState")
-_reexport("fromage", "Algorithm 1", floats=0, lr=10.0, needs="params", elementwise=False)
-_reexport("polyak_sgd", "SPS_max", floats=0, lr=1000.0, needs="value", elementwise=False)
+_reexport("fromage", "Algorithm 1", floats=0, lr=3.0, needs="params", elementwise=False)
+_reexport("polyak_sgd", "SPS_max", floats=0, lr=200.0, needs="value", elementwise=False)
 _reexport("acprop", floats=2, needs="params", transform="scale_by_acprop")
 _reexport("adopt", floats=2, transform="scale_by_adopt")
 _reexport(
@@ -148,23 +148,23 @@ _reexport(
     "cocob",
     "Algorithm 2",
     floats=5,
-    lr=1000.0,
+    lr=200.0,
     needs="params",
     transform="scale_by_cocob",
     states="COCOBState",
 )
-_reexport("dadapt_adamw", floats=3, lr=1000.0, needs="params", states="DAdaptAdamWState", elementwise=False)
-_reexport("prodigy", floats=4, lr=1000.0, needs="params", states="ProdigyState", elementwise=False)
-_reexport("dog", floats=1, lr=1000.0, needs="params", states="DoGState", elementwise=False)
-_reexport("dowg", "Algorithm 1", floats=1, lr=1000.0, needs="params", states="DoWGState", elementwise=False)
+_reexport("dadapt_adamw", floats=3, lr=200.0, needs="params", states="DAdaptAdamWState", elementwise=False)
+_reexport("prodigy", floats=4, lr=200.0, needs="params", states="ProdigyState", elementwise=False)
+_reexport("dog", floats=1, lr=200.0, needs="params", states="DoGState", elementwise=False)
+_reexport("dowg", "Algorithm 1", floats=1, lr=200.0, needs="params", states="DoWGState", elementwise=False)
 _reexport(
-    "momo", "Algorithm 1", floats=1, lr=1000.0, needs="params value", states="MomoState", elementwise=False
+    "momo", "Algorithm 1", floats=1, lr=200.0, needs="params value", states="MomoState", elementwise=False
 )
 _reexport(
     "momo_adam",
     source="momo",
     floats=2,
-    lr=10.0,
+    lr=3.0,
     needs="params value",
     states="MomoAdamState",
     elementwise=False,
@@ -173,7 +173,7 @@ _reexport(
     "mechanize",
     kind="wrapper",
     floats=1,
-    lr=1000.0,
+    lr=200.0,
     needs="params",
     states="MechanicState",
     elementwise=False,
