@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ import optax
 from jax import Array
 from jax.core import Tracer
 
-from optax_zoo._core.naming import speaker
+from optax_zoo._core.naming import speaker, suggestion
 
 Scalar: TypeAlias = float | Array
 Schedule: TypeAlias = Callable[[Any], Any]
@@ -121,11 +121,12 @@ def number(name: str, value: ScalarOrSchedule, interval: str) -> Scalar:
     return value
 
 
-def refuse_schedules(**values: object) -> None:
-    """Raises a TypeError for a schedule where a schedule is built from numbers."""
-    for name, value in values.items():
-        if callable(value):
-            raise TypeError(f"{speaker()}: {name} must be a number here, got the schedule {value!r}")
+def choice(name: str, value: object, allowed: Any) -> None:
+    """Raises a ValueError, with the closest word, when `value` is none of the words of the Literal `allowed`."""
+    words = get_args(allowed)
+    if value not in words:
+        hint = suggestion(value, words) if isinstance(value, str) else ""
+        raise ValueError(f"{speaker()}: {name} must be one of {', '.join(map(repr, words))}, got {value!r}{hint}")
 
 
 def as_scalar(value: Any) -> Any:

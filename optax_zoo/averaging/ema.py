@@ -10,7 +10,7 @@ are ema-pytorch's. That package's `KarrasEMA` uses the power-law decay one step 
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,16 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from optax_zoo._core.averages import approach, at_least, averaging, evaluate
-from optax_zoo._core.hyper import Decay, Scalar, ScalarOrSchedule, StepSchedule, number, scalar_dtype, split_decay
+from optax_zoo._core.hyper import (
+    Decay,
+    Scalar,
+    ScalarOrSchedule,
+    StepSchedule,
+    choice,
+    number,
+    scalar_dtype,
+    split_decay,
+)
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.slots import PerParameter, copy, wide_zeros
@@ -84,8 +93,7 @@ def with_ema(
       ValueError: a number out of its range, an unknown `init`, or `debias` without `init="zeros"`; in `update`,
         params are missing.
     """
-    if init not in get_args(Init):
-        raise ValueError(f"with_ema: init must be one of {', '.join(get_args(Init))}, got {init!r}")
+    choice("init", init, Init)
     if debias and init != "zeros":
         raise ValueError(f'with_ema: debias needs init="zeros", got init={init!r}')
 
@@ -191,6 +199,7 @@ PAPER = register(
         states=(EmaState,),
         needs=("params",),
         floats_per_parameter=1,
+        example={"decay": warmup_ema_decay(0.999)},
         golden=("ema.constant", "ema.debiased", "ema.first", "ema.power"),
     )
 )

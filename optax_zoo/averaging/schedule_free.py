@@ -11,7 +11,7 @@ Differs from the authors' code: nothing. `bias_correction="paper"` is their `ada
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -19,7 +19,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from optax_zoo._core.averages import evaluate, wrapping
-from optax_zoo._core.hyper import Scalar, ScalarOrSchedule, abs_sq, debias, ema, is_zero
+from optax_zoo._core.hyper import Scalar, ScalarOrSchedule, abs_sq, choice, debias, ema, is_zero
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
@@ -171,9 +171,7 @@ def schedule_free_adamw(
     Raises:
       ValueError: a number out of its range, or an unknown `bias_correction`.
     """
-    if bias_correction not in get_args(BiasCorrection):
-        known = ", ".join(get_args(BiasCorrection))
-        raise ValueError(f"schedule_free_adamw: bias_correction must be one of {known}, got {bias_correction!r}")
+    choice("bias_correction", bias_correction, BiasCorrection)
     has_momentum = not is_zero(inner_momentum)
 
     def step(h: Any, s: ScheduleFreeState) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ Differs from the authors' code: nothing. (torchcontrib's automatic mode collects
 step % freq == 0 instead.)
 """
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from optax_zoo._core.averages import approach, at_least, averaging, evaluate
-from optax_zoo._core.hyper import Scalar, ScalarOrSchedule, as_scalar, check_range, number, scalar_dtype
+from optax_zoo._core.hyper import Scalar, ScalarOrSchedule, as_scalar, check_range, choice, number, scalar_dtype
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.slots import PerParameter, wide_zeros
@@ -152,8 +152,7 @@ def swalr(
     Raises:
       ValueError: a number out of its range or an unknown `anneal`.
     """
-    if anneal not in get_args(Anneal):
-        raise ValueError(f"swalr: anneal must be one of {', '.join(get_args(Anneal))}, got {anneal!r}")
+    choice("anneal", anneal, Anneal)
     check_range("lr_init", lr_init, "[0, inf)")
     last, begin = number("swa_lr", swa_lr, "[0, inf)"), number("start", start, "[0, inf)")
     steps = number("anneal_steps", anneal_steps, "[0, inf)")

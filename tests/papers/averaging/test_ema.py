@@ -203,7 +203,7 @@ def test_what_cannot_be_is_refused() -> None:
     inner = optax.sgd(0.1)
     with pytest.raises(ValueError, match=r"with_ema: decay must be in \[0, 1\], got 1.5"):
         zoo.with_ema(inner, 1.5)
-    with pytest.raises(ValueError, match="with_ema: init must be one of params, first, zeros, got 'last'"):
+    with pytest.raises(ValueError, match="with_ema: init must be one of 'params', 'first', 'zeros', got 'last'"):
         zoo.with_ema(inner, init="last")
     with pytest.raises(ValueError, match="with_ema: debias needs init=\"zeros\", got init='params'"):
         zoo.with_ema(inner, debias=True)

@@ -242,7 +242,7 @@ def test_b1_must_leave_a_share_to_both(b1: float) -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match="bias_correction must be one of adam, paper, got 'none'"):
+    with pytest.raises(ValueError, match="bias_correction must be one of 'adam', 'paper', got 'none'"):
         zoo.schedule_free_adamw(bias_correction="none")
     params = {"w": jnp.ones(2)}
     for tx, name in ((zoo.schedule_free_sgd(), "schedule_free_sgd"), (PAIRS["generic"][0], "schedule_free")):

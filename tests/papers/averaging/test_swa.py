@@ -112,7 +112,7 @@ def test_the_mean_beats_the_last_iterate_at_a_constant_rate() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match=r"with_swa: freq must be in \[1, inf\), got 0"):
         zoo.with_swa(optax.sgd(0.1), 1, 0)
-    with pytest.raises(ValueError, match="swalr: anneal must be one of cos, linear, got 'exp'"):
+    with pytest.raises(ValueError, match="swalr: anneal must be one of 'cos', 'linear', got 'exp'"):
         zoo.swalr(0.1, anneal="exp", lr_init=0.1)
     with pytest.raises(ValueError, match=r"cyclic_lr: c must be in \[1, inf\), got 0"):
         zoo.cyclic_lr(0.1, 0.01, 0)
