@@ -19,7 +19,7 @@ from optax_zoo.race.standings import choose_best, find_diverged
 from optax_zoo.race.tasks import SPLITS, Problem
 
 EVALUATIONS = 20
-TIMED_CHUNKS = 7
+TIMED_CHUNKS = 5
 WARM_UP = 0.05
 SCHEDULES = {
     "decay": "5 % linear warm-up, then linear decay to zero; methods that average their parameters keep the "

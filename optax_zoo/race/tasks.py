@@ -22,7 +22,7 @@ from optax_zoo.race.models import ByteTransformer, Classifier, logits
 
 DIGITS_TRAIN, DIGITS_SELECTION = 1000, 397
 CONTEXT = 64
-WINDOWS = {"train": 64, "selection": 64, "report": 128}
+WINDOWS = {"train": 32, "selection": 32, "report": 64}
 SPLITS = tuple(WINDOWS)
 MAX_TEXT = 2**26
 MIN_HELD_OUT = 4 * (CONTEXT + 1)
@@ -174,7 +174,7 @@ def _language_problem(name: str, what: str, splits: dict[str, np.ndarray], how: 
         take=take,
         loss=loss,
         accuracy=None,
-        batch_size=16,
+        batch_size=8,
         steps=300,
         seeds=3,
         base_learning_rate=4e-3,
