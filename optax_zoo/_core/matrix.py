@@ -30,6 +30,7 @@ Method: TypeAlias = Literal["auto", "plain", "gram", "svd"]
 _GRAM_ASPECT = 1.5  # from here on the Gram form needs fewer operations
 _GRAM_SEGMENT = 3  # steps between restarts, so that float32 is as accurate as in the plain iteration
 _LOOP_FROM = 8  # equal matrices: from here on one compiled loop instead of a copy of the code for each
+_LOOP_LENGTH = 32  # at most; XLA compiles one kernel for each place that a result is taken from
 _LOOP_BATCH = 2**18  # entries that one turn of the loop works on, at least
 
 
@@ -179,18 +180,21 @@ class Solver:
             if x.size:
                 groups[jax.typeof(x)].append(i)
         out = list(stacks)
-        for members in groups.values():
-            if len(members) < _LOOP_FROM:
-                for i in members:
-                    out[i] = self._solve(stacks[i], eps, norm_safety)
-                continue
-            solve = functools.partial(self._solve, eps=eps, norm_safety=norm_safety)
-            batch = max(1, _LOOP_BATCH // stacks[members[0]].size)
-            stack = jnp.stack([stacks[i] for i in members])
-            together = lax.map(solve, stack, batch_size=batch if batch > 1 else None)
-            for row, i in enumerate(members):
-                out[i] = together[row]
+        for group in groups.values():
+            for start in range(0, len(group), _LOOP_LENGTH):
+                members = group[start : start + _LOOP_LENGTH]
+                solved = self._solve_equals([stacks[i] for i in members], eps, norm_safety)
+                for i, o in zip(members, solved, strict=True):
+                    out[i] = o
         return out
+
+    def _solve_equals(self, equals: list[Array], eps: Scalar, norm_safety: Scalar) -> Sequence[Array]:
+        if len(equals) < _LOOP_FROM:
+            return [self._solve(x, eps, norm_safety) for x in equals]
+        solve = functools.partial(self._solve, eps=eps, norm_safety=norm_safety)
+        batch = max(1, _LOOP_BATCH // equals[0].size)
+        together = lax.map(solve, jnp.stack(equals), batch_size=batch if batch > 1 else None)
+        return [together[row] for row in range(len(equals))]
 
     def _solve(self, x: Array, eps: Scalar, norm_safety: Scalar) -> Array:
         traced = None if isinstance(self.steps, int) else self.steps
@@ -241,9 +245,9 @@ def _normalized(x: Array, eps: Scalar, norm_safety: Scalar) -> Array:
     real = jnp.finfo(x.dtype).dtype
     top = jnp.max(jnp.abs(x))
     top = jnp.where((top > 0) & jnp.isfinite(top), top, jnp.ones_like(top))
-    norm = top * jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x / top))))
+    norm = top * jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x) / top)))
     divisor = jnp.asarray(norm_safety, real) * norm + jnp.asarray(eps, real)
-    return x / jnp.where(divisor == 0, jnp.ones_like(divisor), divisor)
+    return x / jnp.where(divisor == 0, jnp.ones_like(divisor), divisor).astype(x.dtype)
 
 
 def _small_side(x: Array, precision: lax.Precision | None) -> tuple[Callable[[Array], Array], Callable[..., Array]]:
@@ -269,7 +273,7 @@ def _plain(x: Array, rows: Sequence[Row]) -> Array:
 
 
 def _plain_loop(x: Array, rows: Sequence[Row], steps: Array) -> Array:
-    table = jnp.asarray(rows, jnp.finfo(x.dtype).dtype)
+    table = jnp.asarray(rows, x.dtype)
     return lax.fori_loop(0, steps, lambda i, x: _plain_step(x, table[jnp.minimum(i, len(rows) - 1)]), x)
 
 
