@@ -31,7 +31,17 @@ Batch = Mapping[str, PyTree]
 
 STEPS = 6  # past the steps that variance rectification sits out
 ROWS = 8  # of the matrix, one for each device
-BROKEN = (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, Warning)
+BROKEN = (
+    AssertionError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    Warning,
+    pytest.fail.Exception,
+)
 """What a check may raise about a method that does not obey."""
 
 
@@ -161,8 +171,8 @@ def required(paper: Paper, learning_rate: Any, base: optax.GradientTransformatio
 
 def numbers(factory: Callable[..., Any]) -> dict[str, set[Any]]:
     """The factory's numeric arguments, each with the types that its annotation allows."""
-    hints = inspect.get_annotations(inspect.unwrap(factory), eval_str=True)
-    allowed = {name: _members(hints.get(name)) for name in inspect.signature(factory).parameters}
+    parameters = inspect.signature(factory, eval_str=True).parameters
+    allowed = {name: _members(parameter.annotation) for name, parameter in parameters.items()}
     return {name: types for name, types in allowed.items() if types & {int, float}}
 
 
@@ -229,8 +239,12 @@ def counted(step: Step, traces: list[Any]) -> Step:
     return traced
 
 
-def rollout(tx: optax.GradientTransformation, params: PyTree, batches: list[Batch], **more: Any) -> PyTree:
-    """The parameters after one step a batch, state initialised and all steps scanned; for use under jit."""
+def stacked_batches() -> Batch:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *(make_batch(i) for i in range(STEPS)))
+
+
+def rollout(tx: optax.GradientTransformation, params: PyTree, batches: Batch, **more: Any) -> tuple[PyTree, PyTree]:
+    """(parameters, state) after one step a batch, the state initialised and the steps scanned; for use under jit."""
     step = stepper(tx, **more)
 
     def body(carry: tuple[PyTree, PyTree], batch: Batch) -> tuple[tuple[PyTree, PyTree], None]:
@@ -238,8 +252,7 @@ def rollout(tx: optax.GradientTransformation, params: PyTree, batches: list[Batc
         updates, state = step(params, state, batch)
         return (optax.apply_updates(params, updates), state), None
 
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-    return jax.lax.scan(body, (params, tx.init(params)), stacked)[0]
+    return jax.lax.scan(body, (params, tx.init(params)), batches)[0]
 
 
 def matrix_mesh() -> jax.sharding.Mesh:

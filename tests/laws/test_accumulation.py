@@ -25,8 +25,8 @@ from tests.laws.harness import (
 def test_accumulation(paper: Paper) -> None:
     expected = reference(paper).params[-1]
     with default_promotion():
-        twice = optax.MultiSteps(build(paper, rate(paper)), 2).gradient_transformation()
-        tx = optax.apply_if_finite(twice, 5)
+        twice = optax.MultiSteps(build(paper, rate(paper)), 2)
+        tx = optax.apply_if_finite(optax.GradientTransformationExtraArgs(twice.init, twice.update), 5)
 
         def step(params: PyTree, state: PyTree, batch: Batch) -> tuple[PyTree, PyTree]:
             updates, state = stepper(tx)(params, state, batch)

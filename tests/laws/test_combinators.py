@@ -8,18 +8,17 @@ from jax import Array
 
 from optax_zoo import Paper
 from tests.laws.harness import (
-    STEPS,
     Batch,
     PyTree,
     assert_close,
     build,
     default_promotion,
     law,
-    make_batch,
     make_loss,
     make_params,
     rate,
     rollout,
+    stacked_batches,
 )
 
 
@@ -41,7 +40,7 @@ def test_combinators(paper: Paper) -> None:
         "masked": optax.chain(optax.masked(tx, only_w), optax.masked(freeze, only_b)),
         "partition": optax.partition({"method": tx, "frozen": freeze}, {"b": "frozen", "w": "method"}),
     }
-    batches = [make_batch(i) for i in range(STEPS)]
+    batches = stacked_batches()
 
     @jax.jit
     def run() -> tuple[PyTree, PyTree]:

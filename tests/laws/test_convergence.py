@@ -10,7 +10,8 @@ import optax_zoo
 from optax_zoo import Paper
 from tests.laws.harness import Batch, PyTree, default_promotion, law, rollout
 
-DURATION = 300
+ADAMW_RATE = 1e-3
+DURATION = 1500
 
 
 def start() -> PyTree:
@@ -35,8 +36,8 @@ def valley(params: PyTree) -> Array:
 
 @law
 def test_convergence(paper: Paper) -> None:
-    tx = paper.build(0.005 * paper.relative_learning_rate)
-    seeds = [{"seed": jnp.uint32(i)} for i in range(DURATION)]
+    tx = paper.build(ADAMW_RATE * paper.relative_learning_rate)
+    seeds = {"seed": jnp.arange(DURATION, dtype=jnp.uint32)}
 
     def train(objective: Callable[[PyTree], Array]) -> tuple[Array, Array, Array]:
         def loss_of(batch: Batch) -> Callable[[PyTree], Array]:

@@ -16,13 +16,17 @@ from tests.laws.harness import law, numbers, rate, required
 INTERVAL = r"^{}: {} must be in ([\[(])(\S+), (\S+)([\])]), got "
 
 
-def factories(paper: Paper) -> Iterator[tuple[Callable[..., Any], dict[str, Any]]]:
-    """The factory and the transform, each with the arguments it requires."""
+def factories(paper: Paper) -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
+    """The factory and the transform by name, each with the arguments it requires."""
     needed = required(paper, rate(paper), optax.sgd(rate(paper)))
-    yield paper.make, needed
+    yield paper.name, paper.make, needed
     if paper.transform is not None:
         known = inspect.signature(paper.transform).parameters
-        yield paper.transform, {name: value for name, value in paper.example.items() if name in known}
+        yield (
+            paper.transform.__name__,
+            paper.transform,
+            {name: value for name, value in paper.example.items() if name in known},
+        )
 
 
 def just_outside(interval: re.Match[str], integer: bool) -> Iterator[float]:
@@ -38,10 +42,9 @@ def just_outside(interval: re.Match[str], integer: bool) -> Iterator[float]:
 
 @law
 def test_ranges(paper: Paper) -> None:
-    for make, needed in factories(paper):
-        speaker = make.__name__.removeprefix("scale_by_")
+    for spoken, make, needed in factories(paper):
         for name, types in numbers(make).items():
-            expected = INTERVAL.format(speaker, name)
+            expected = INTERVAL.format(spoken.removeprefix("scale_by_"), name)
             with pytest.raises(ValueError, match=expected) as refusal:
                 make(**{**needed, name: math.nan})
             interval = re.match(expected, str(refusal.value))
@@ -49,5 +52,5 @@ def test_ranges(paper: Paper) -> None:
                 with pytest.raises(ValueError, match=expected):
                     make(**{**needed, name: value})
         for name in inspect.signature(make).parameters:
-            with pytest.raises(TypeError, match=rf"^{make.__name__}: .*'{name}_'.*did you mean.*'{name}'"):
+            with pytest.raises(TypeError, match=rf"^{spoken}: .*'{name}_'.*did you mean.*'{name}'"):
                 make(**needed, **{f"{name}_": 0.5})
