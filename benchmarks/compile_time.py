@@ -73,9 +73,7 @@ def measure(entrants: Entrants, size: str, rounds: int) -> Iterator[list[results
         ]
 
 
-def row(
-    name: str, entry: zoo.Paper, reference: str, size: str, seconds: Mapping[str, np.ndarray]
-) -> results.Row:
+def row(name: str, entry: zoo.Paper, reference: str, size: str, seconds: Mapping[str, np.ndarray]) -> results.Row:
     """The medians of one entrant from (round, stage) tables."""
     total = seconds[name].sum(1)
     ratio = total / seconds[reference].sum(1)

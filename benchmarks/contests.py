@@ -33,9 +33,7 @@ CONTESTS: Mapping[str, tuple[Contest, ...]] = {
     ),
     "ademamix": (Contest("optax.contrib.ademamix", contrib.ademamix),),
     "muon": (Contest("optax.contrib.muon", contrib.muon),),
-    "schedule_free": (
-        Contest("optax.contrib.schedule_free", lambda lr: contrib.schedule_free(optax.adamw(lr), 1.0)),
-    ),
+    "schedule_free": (Contest("optax.contrib.schedule_free", lambda lr: contrib.schedule_free(optax.adamw(lr), 1.0)),),
     "schedule_free_adamw": (Contest("optax.contrib.schedule_free_adamw", contrib.schedule_free_adamw),),
     "schedule_free_sgd": (Contest("optax.contrib.schedule_free_sgd", contrib.schedule_free_sgd),),
 }
@@ -84,9 +82,7 @@ def select(patterns: Sequence[str], library: str = "*") -> list[tuple[zoo.Paper,
             raise ValueError(f"no method matches {pattern!r}")
     chosen = []
     for name, entry in zoo.papers().items():
-        if any(fnmatch.fnmatchcase(name, p) for p in patterns) and fnmatch.fnmatchcase(
-            entry.library, library
-        ):
+        if any(fnmatch.fnmatchcase(name, p) for p in patterns) and fnmatch.fnmatchcase(entry.library, library):
             if missing := set(entry.needs) - SUPPLIED:
                 print(f"{name}: not measured, needs {', '.join(sorted(missing))}", file=sys.stderr)
             else:

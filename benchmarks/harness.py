@@ -107,9 +107,7 @@ def jitted_step(tx: optax.GradientTransformation, needs: Sequence[str]) -> Any:
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-def training(
-    tx: optax.GradientTransformation, needs: Sequence[str], params: PyTree, grads: PyTree
-) -> Callable:
+def training(tx: optax.GradientTransformation, needs: Sequence[str], params: PyTree, grads: PyTree) -> Callable:
     """A function that takes one step on buffers of its own and returns them."""
     step = jitted_step(tx, needs)
     # Some of optax's states alias the parameters, which cannot be donated twice.

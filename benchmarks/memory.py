@@ -29,9 +29,7 @@ def buffers(tx: optax.GradientTransformation, needs: Sequence[str], size: str) -
     return {
         "state_bytes": results.rounded(harness.nbytes(state) / count),
         "temporary_bytes": results.rounded(account.temp_size_in_bytes / count),
-        "unaliased_bytes": results.rounded(
-            (account.output_size_in_bytes - account.alias_size_in_bytes) / count
-        ),
+        "unaliased_bytes": results.rounded((account.output_size_in_bytes - account.alias_size_in_bytes) / count),
     }
 
 

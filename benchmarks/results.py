@@ -27,20 +27,14 @@ def command_line(script: str, description: str | None, library: str = "*") -> ar
     """The options that all benchmarks share."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{script}", description=description)
     parser.add_argument("--methods", nargs="+", default=["*"], metavar="PATTERN", help="which methods")
-    parser.add_argument(
-        "--library", default=library, metavar="PATTERN", help="whose methods: optax_zoo, optax"
-    )
+    parser.add_argument("--library", default=library, metavar="PATTERN", help="whose methods: optax_zoo, optax")
     parser.add_argument("--quick", action="store_true", help="a toy tree and few rounds: does it run at all?")
-    parser.add_argument(
-        "--out", type=Path, help="JSON file; rows of the same machine and versions stay in it"
-    )
+    parser.add_argument("--out", type=Path, help="JSON file; rows of the same machine and versions stay in it")
     parser.add_argument("--report", action="store_true", help="print the file's figures, measure nothing")
     return parser
 
 
-def chosen(
-    parser: argparse.ArgumentParser, options: argparse.Namespace
-) -> list[tuple[zoo.Paper, contests.Contest]]:
+def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[tuple[zoo.Paper, contests.Contest]]:
     """The contests that `--methods` and `--library` name, or one sentence and the end."""
     try:
         return contests.select(options.methods, options.library)
@@ -113,14 +107,10 @@ def report(path: Path, figures: Mapping[str, str]) -> str:
     for row in content["rows"]:
         name = row["method"].partition("(")[0]
         real = row["size"] != "tiny"
-        aims = {
-            field: contests.target(machine["platform"], field, name) if real else None for field in figures
-        }
+        aims = {field: contests.target(machine["platform"], field, name) if real else None for field in figures}
         table.append([row["method"], row["size"], *(_cell(row.get(field), aims[field]) for field in figures)])
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    lines += [
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table
-    ]
+    lines += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table]
     return "\n".join(lines)
 
 

@@ -25,9 +25,7 @@ FIGURES = {
 }
 
 
-def measure(
-    entry: zoo.Paper, contest: contests.Contest, size: str, rounds: int, seconds: float
-) -> results.Row:
+def measure(entry: zoo.Paper, contest: contests.Contest, size: str, rounds: int, seconds: float) -> results.Row:
     """One row: the method, its peer and the stream in turns."""
     shapes = harness.shapes(size)
     params, grads = harness.arrays(size)
@@ -67,21 +65,15 @@ def measure(
 
 def sizes_for(entry: zoo.Paper, sizes: Sequence[str]) -> list[str]:
     """Matrix methods run on the sizes meant for them, the others on the rest; the toy is for all."""
-    return [
-        size for size in sizes if size == "tiny" or (size == "blocks") == contests.is_matrix_method(entry)
-    ]
+    return [size for size in sizes if size == "tiny" or (size == "blocks") == contests.is_matrix_method(entry)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = results.command_line("step_time", __doc__)
-    parser.add_argument(
-        "--sizes", nargs="+", default=["layers", "blocks"], choices=harness.SIZES, metavar="SIZE"
-    )
+    parser.add_argument("--sizes", nargs="+", default=["layers", "blocks"], choices=harness.SIZES, metavar="SIZE")
     parser.add_argument("--rounds", type=int, default=15, help="most rounds of a contest")
-    parser.add_argument(
-        "--seconds", type=float, default=5.0, help="no round of a contest starts after this time"
-    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="no round of a contest starts after this time")
     options = parser.parse_args(arguments)
     path = results.destination("step_time", options.out)
     if not options.report:

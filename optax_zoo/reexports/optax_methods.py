@@ -109,9 +109,7 @@ _reexport(
     states="FactoredState",
     elementwise=False,
 )
-_reexport(
-    "sm3", "SM3-II", floats=1, lr=30.0, transform="scale_by_sm3", states="ScaleBySM3State", elementwise=False
-)
+_reexport("sm3", "SM3-II", floats=1, lr=30.0, transform="scale_by_sm3", states="ScaleBySM3State", elementwise=False)
 _reexport(
     "adan",
     "Algorithm 1",
@@ -157,9 +155,7 @@ _reexport("dadapt_adamw", floats=3, lr=200.0, needs="params", states="DAdaptAdam
 _reexport("prodigy", floats=4, lr=200.0, needs="params", states="ProdigyState", elementwise=False)
 _reexport("dog", floats=1, lr=200.0, needs="params", states="DoGState", elementwise=False)
 _reexport("dowg", "Algorithm 1", floats=1, lr=200.0, needs="params", states="DoWGState", elementwise=False)
-_reexport(
-    "momo", "Algorithm 1", floats=1, lr=200.0, needs="params value", states="MomoState", elementwise=False
-)
+_reexport("momo", "Algorithm 1", floats=1, lr=200.0, needs="params value", states="MomoState", elementwise=False)
 _reexport(
     "momo_adam",
     source="momo",

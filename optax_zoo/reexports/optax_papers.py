@@ -42,9 +42,7 @@ SOURCES: dict[str, Source] = {
         2011,
         url="https://jmlr.org/papers/v12/duchi11a.html",
     ),
-    "adadelta": Source(
-        "ADADELTA: An Adaptive Learning Rate Method", "Zeiler, Matthew D.", 2012, arxiv="1212.5701"
-    ),
+    "adadelta": Source("ADADELTA: An Adaptive Learning Rate Method", "Zeiler, Matthew D.", 2012, arxiv="1212.5701"),
     "rmsprop": Source(
         "Neural Networks for Machine Learning, Lecture 6a: Overview of mini-batch gradient descent",
         "Hinton, Geoffrey; Srivastava, Nitish; Swersky, Kevin",

@@ -70,9 +70,7 @@ def test_rows_of_other_versions_go(run: Callable[..., tuple[dict, str]], tmp_pat
     assert [row["method"] for row in content["rows"]] == ["lion"]
 
 
-def test_unknown_method_is_named(
-    run: Callable[..., tuple[dict, str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_method_is_named(run: Callable[..., tuple[dict, str]], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         run("memory", "--quick", "--methods", "adamm")
     assert "no method matches 'adamm'" in capsys.readouterr().err
