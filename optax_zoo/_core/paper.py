@@ -32,7 +32,8 @@ class Paper:
       floats_per_parameter: size of its state, in numbers per parameter (of a wrapper: beyond the inner one's).
       elementwise: whether an entry's update depends on no other entry.
       relative_learning_rate: where a search for the rate should start, relative to AdamW's.
-      reference: whether the race runs it by default beside the zoo's own methods.
+      races_by_default: whether a race without named optimizers runs it.
+      base: what a wrapper wraps, and what a transform precedes, in `build`: base(learning_rate).
       example: keyword arguments that complete `make` where it has required ones.
       golden: recorded trajectories of the authors' code that the parity test replays.
       breaks: laws it cannot obey, with the reason.
@@ -54,20 +55,21 @@ class Paper:
     floats_per_parameter: float = 0.0
     elementwise: bool = True
     relative_learning_rate: float = 1.0
-    reference: bool = False
+    races_by_default: bool = False
+    base: Callable[[Any], optax.GradientTransformation] = optax.adamw
     example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     golden: tuple[str, ...] = ()
     breaks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     library: str = "optax_zoo"
 
     def build(self, learning_rate: Any) -> optax.GradientTransformationExtraArgs:
-        """A ready-to-train optimizer for every kind: wrappers wrap AdamW, transforms precede it."""
+        """A ready-to-train optimizer for every kind: wrappers wrap `base`, transforms precede it."""
         if self.kind == "optimizer":
             tx = self.make(learning_rate, **self.example)
         elif self.kind == "wrapper":
-            tx = self.make(optax.adamw(learning_rate), **self.example)
+            tx = self.make(self.base(learning_rate), **self.example)
         else:
-            tx = optax.chain(self.make(**self.example), optax.adamw(learning_rate))
+            tx = optax.chain(self.make(**self.example), self.base(learning_rate))
         return optax.with_extra_args_support(tx)
 
     @property

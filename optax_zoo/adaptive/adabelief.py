@@ -136,6 +136,8 @@ PAPER = register(
         transform=scale_by_adabelief,
         states=(AdabeliefState,),
         floats_per_parameter=2,
+        relative_learning_rate=2.0,
+        races_by_default=True,
         golden=("adabelief.default", "adabelief.norectify"),
     )
 )

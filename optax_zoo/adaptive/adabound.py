@@ -150,6 +150,8 @@ PAPER = register(
         transform=scale_by_adabound,
         states=(AdaboundState,),
         floats_per_parameter=2,
+        relative_learning_rate=4.0,
+        races_by_default=True,
         golden=("adabound.default", "adabound.wd"),
     )
 )
@@ -161,6 +163,7 @@ AMSBOUND = register(
         make=amsbound,
         transform=None,
         floats_per_parameter=3,
+        races_by_default=False,
         golden=("amsbound.default",),
     )
 )

@@ -177,6 +177,7 @@ PAPER = register(
         transform=scale_by_ademamix,
         states=(AdemamixState,),
         floats_per_parameter=3,
+        races_by_default=True,
         golden=("ademamix.default", "ademamix.schedules"),
     )
 )

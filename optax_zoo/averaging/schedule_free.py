@@ -319,7 +319,8 @@ PAPERS = (
             name="schedule_free_sgd",
             make=schedule_free_sgd,
             floats_per_parameter=1,
-            relative_learning_rate=1000.0,
+            relative_learning_rate=200.0,
+            races_by_default=True,
             golden=("schedule_free_sgd.default", "schedule_free_sgd.warmup_wd"),
             **_PAPER,
         )
@@ -330,6 +331,7 @@ PAPERS = (
             make=schedule_free_adamw,
             floats_per_parameter=2,
             relative_learning_rate=2.5,
+            races_by_default=True,
             golden=("schedule_free_adamw.default", "schedule_free_adamw.warmup_wd"),
             **_PAPER,
         )
@@ -350,6 +352,7 @@ PAPERS = (
             make=schedule_free,
             kind="wrapper",
             floats_per_parameter=1,
+            base=lambda learning_rate: optax.adamw(learning_rate, b1=0.0),
             example={"learning_rate": 1e-3},
             **_PAPER,
         )

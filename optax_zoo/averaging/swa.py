@@ -195,7 +195,8 @@ PAPER = register(
         states=(SwaState,),
         needs=("params",),
         floats_per_parameter=1,
-        example={"start": 1},
+        example={"start": 50},
+        races_by_default=True,
         golden=("swa.basic",),
     )
 )

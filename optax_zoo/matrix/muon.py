@@ -249,6 +249,7 @@ PAPER = register(
         floats_per_parameter=1,
         elementwise=False,
         relative_learning_rate=5.0,
+        races_by_default=True,
         golden=("muon.default", "muon.plain_momentum", "muon.moonshot_rms", "muon.polar_express"),
     )
 )

@@ -76,8 +76,8 @@ def _add_race(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="names or wildcards, separated by commas or spaces (default: the zoo's own optimizers and wrappers and "
-        "a few references); AdamW always runs",
+        help="names or wildcards, separated by commas or spaces (default: the flagships and a few "
+        "references, starred in --list); AdamW always runs",
     )
     what.add_argument(
         "--task",

@@ -51,13 +51,28 @@ def race(options: argparse.Namespace, again: str) -> int:
     try:
         results = train(folder, problem, results, papers, console)
         report.print_leaderboard(results, console)
-        report.write_report(results, folder)
+        files = write_report(results, folder)
+        pictures = sum(file.suffix == ".png" for file in files)
+        console.print(f"wrote {folder / report.FILE_NAME} and {pictures} pictures", highlight=False, markup=False)
     except KeyboardInterrupt:
         done = len(load(folder / FILE_NAME).optimizers)
         kept = f"{done} finished optimizers are kept in {folder}"
         print(f"optax-zoo race: interrupted; {kept}; go on with: {again}", file=sys.stderr)
         return 130
     return 0
+
+
+def write_report(results: RaceResults, folder: Path) -> list[Path]:
+    """Writes the page and the pictures.
+
+    Raises:
+      RaceError: a file cannot be written; the results are complete all the same.
+    """
+    try:
+        return report.write_report(results, folder)
+    except OSError as error:
+        sentence = f"cannot write {error.filename or folder}: {error.strerror}; {FILE_NAME} is complete"
+        raise RaceError(sentence) from error
 
 
 def choose_settings(problem: Problem, options: argparse.Namespace) -> Settings:
@@ -164,7 +179,7 @@ def machine() -> dict[str, str]:
     """What the times depend on; nothing that tells whose machine it is."""
     device = jax.devices()[0]
     return {
-        "cpus": str(os.cpu_count()),
+        "cpus": f"{os.cpu_count()} CPUs",
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": f"{device.platform} {device.device_kind}",
+        "device": f"JAX on {device.device_kind}",
     }

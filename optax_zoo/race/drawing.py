@@ -6,7 +6,6 @@ few are coloured.
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression
 
-from optax_zoo.race.results import REFERENCE, Floats
+from optax_zoo.race.results import REFERENCE, Floats, replacing
 
 WIDTH = 9.0  # inches; a README shows it at about 900 pixels
 COLOURED = 7  # besides AdamW
@@ -217,10 +216,6 @@ def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
 
 def _save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

@@ -15,16 +15,12 @@ from optax_zoo.race.runner import missing_arguments
 
 
 def by_default(quick: bool = False) -> list[Paper]:
-    """AdamW, the zoo's optimizers and wrappers, and the marked references; if `quick`, one of each family.
-
-    A family is a folder of the package.
-    """
-    papers = optax_zoo.papers().values()
-    own = [p for p in papers if p.library == "optax_zoo" and p.kind != "transform" and not missing_arguments(p)]
+    """AdamW and the methods whose records say so; if `quick`, one of the zoo's of each family, that is, folder."""
+    papers = [paper for paper in optax_zoo.papers().values() if paper.races_by_default]
     if quick:
-        families = {paper.make.__module__.rpartition(".")[0]: paper for paper in reversed(own)}
-        return _adamw_first([*reversed(families.values())])
-    return _adamw_first([*own, *(paper for paper in papers if paper.reference)])
+        own = reversed([paper for paper in papers if paper.library == "optax_zoo"])
+        papers = [*reversed({paper.make.__module__.rpartition(".")[0]: paper for paper in own}.values())]
+    return _adamw_first(papers)
 
 
 def select(patterns: Sequence[str]) -> list[Paper]:

@@ -4,11 +4,11 @@ Axes of the arrays: L learning rates, S seeds, E evaluations (the first before a
 the last step). A loss that was not finite is NaN here and `null` in the file.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,16 +135,21 @@ def save(results: RaceResults, path: Path) -> None:
     write_atomically(path, text + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` beside `path`, then puts it in place of `path` in one step."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place in one step if nothing goes wrong."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        yield temporary
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes `text` to `path` in one step."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def load(path: Path) -> RaceResults:

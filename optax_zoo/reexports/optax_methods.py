@@ -59,9 +59,9 @@ def _reexport(
 
 _reexport("adam", "Algorithm 1", floats=2, transform="scale_by_adam", states="ScaleByAdamState")
 _reexport("adamax", "Algorithm 2", source="adam", floats=2, lr=2.0, transform="scale_by_adamax")
-_reexport("adamw", "Algorithm 2", floats=2, needs="params", transform="scale_by_adam", reference=True)
+_reexport("adamw", "Algorithm 2", floats=2, needs="params", transform="scale_by_adam", races_by_default=True)
 _reexport("adamaxw", source="adamw", floats=2, lr=2.0, needs="params", transform="scale_by_adamax")
-_reexport("nadam", floats=2, reference=True)
+_reexport("nadam", floats=2, races_by_default=True)
 _reexport("nadamw", "with decoupled weight decay", source="nadam", floats=2, needs="params")
 _reexport("amsgrad", "Algorithm 2", floats=3, transform="scale_by_amsgrad", states="ScaleByAmsgradState")
 _reexport("adagrad", floats=1, lr=10.0, transform="scale_by_rss", states="ScaleByRssState")
@@ -90,9 +90,9 @@ _reexport(
     needs="params",
     transform="scale_by_lion",
     states="ScaleByLionState",
-    reference=True,
+    races_by_default=True,
 )
-_reexport("sgd", floats=0, lr=100.0, reference=True)
+_reexport("sgd", floats=0, lr=100.0, races_by_default=True)
 _reexport("sign_sgd", "Algorithm 1", floats=0, lr=0.3, transform="scale_by_sign")
 _reexport("signum", "Algorithm 2", source="sign_sgd", floats=1, lr=0.3)
 _reexport("noisy_sgd", floats=0, lr=100.0, states="AddNoiseState", example={"key": 0})

@@ -19,7 +19,7 @@ CURVES = ("train_loss", "selection_loss", "report_loss", "accuracy")
 @pytest.fixture
 def unpictured(monkeypatch):
     """No pictures, which have tests of their own."""
-    monkeypatch.setattr(report, "write_report", lambda results, folder: None)
+    monkeypatch.setattr(report, "write_report", lambda results, folder: [])
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def sentence(capsys):
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("race")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write_report", lambda results, folder: None)
+        patch.setattr(report, "write_report", lambda results, folder: [])
         assert cli.main([*TINY, "--optimizers", "sgd", "--out", str(folder)]) == 0
     return folder
 
@@ -256,9 +256,8 @@ def test_defaults_come_from_the_registry():
     papers = optax_zoo.papers().values()
     default = entrants.by_default()
     assert default[0].name == "adamw"
-    assert {paper.name for paper in papers if paper.reference} <= {paper.name for paper in default}
-    own = {p.name for p in papers if p.library == "optax_zoo" and p.kind in ("optimizer", "wrapper")}
-    assert own <= {paper.name for paper in default}
+    assert {paper.name for paper in default} == {paper.name for paper in papers if paper.races_by_default}
+    assert {paper.library for paper in default} == {"optax", "optax_zoo"}
     quick = entrants.by_default(quick=True)
     families = [paper.make.__module__.split(".")[1] for paper in quick[1:]]
     assert quick[0].name == "adamw" and len(families) == len(set(families)) > 1
