@@ -39,9 +39,7 @@ def describe(tx: optax.GradientTransformation, params: PyTree) -> str:
     table = [("slot", "dtype", "entries", "bytes/parameter"), *(row(n, v) for n, v in slots.items())]
     table.append(("total", "", *row("total", every)[2:]))
     widths = [max(len(line[i]) for line in table) for i in range(4)]
-    lines = [
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table
-    ]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table]
     for entry in in_use(state):
         lines.append(f"{entry.name}: {entry.title} ({entry.year}), {entry.link}")
         if entry.needs:

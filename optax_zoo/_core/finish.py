@@ -88,9 +88,7 @@ def _learning_rate(
 
 
 def _add_decay(weight_decay: hp.ScalarOrSchedule, mask: Mask | None) -> optax.GradientTransformationExtraArgs:
-    @leafwise(
-        DecayState, hyper={"weight_decay": weight_decay}, static={"mask": True if mask is None else mask}
-    )
+    @leafwise(DecayState, hyper={"weight_decay": weight_decay}, static={"mask": True if mask is None else mask})
     def add(g: Array, s: DecayState, h: Any, p: Array, *, mask: bool) -> tuple[Array, DecayState]:
         return (g + h.weight_decay * p if mask else g), s
 

@@ -52,7 +52,7 @@ class StepSchedule(optax.schedules.StatefulSchedule):
 
     def update(self, state: Array, **extra_args: Any) -> Array:
         del extra_args
-        return optax.safe_increment(state)
+        return jnp.asarray(optax.safe_increment(state))
 
     def __call__(self, state: Any, **extra_args: Any) -> Any:
         del extra_args

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from optax_zoo._core.hyper import Scalar, check_range
@@ -203,7 +204,7 @@ class Solver:
 
 
 def _checked_steps(ns_steps: Any) -> int | Array:
-    if isinstance(ns_steps, jax.core.Tracer):
+    if isinstance(ns_steps, Tracer):
         return ns_steps.astype(jnp.int32)
     check_range("ns_steps", ns_steps, "[1, inf)")
     if jnp.ndim(ns_steps) or int(ns_steps) != ns_steps:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
-from jax.experimental.shard_alike import shard_alike
 from jax.typing import DTypeLike
 
 from optax_zoo._core import mesh
@@ -59,7 +58,12 @@ class Slot:
         dtype = self.dtype(own) if jnp.issubdtype(own, jnp.inexact) else own
         slot = self.first(leaf, dtype)
         placed_by_compiler = isinstance(leaf, Tracer) and not mesh.is_manual()
-        return shard_alike(leaf, slot)[1] if placed_by_compiler else slot
+        return _laid_out_like(leaf, slot) if placed_by_compiler else slot
+
+
+def _laid_out_like(leaf: Array, slot: Array) -> Array:
+    """`slot`, in a form that seems to depend on `leaf`: the compiler shards it alike, then drops the selection."""
+    return jnp.where(jnp.zeros(leaf.shape, bool), leaf.astype(slot.dtype), slot)
 
 
 def zeros(store: Store = None) -> Slot:

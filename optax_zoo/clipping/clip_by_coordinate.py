@@ -8,6 +8,7 @@ Differs from the authors' code: `per_leaf` is an addition. The threshold is foun
 floating-point numbers themselves: one count of coordinates per bit, exact, and right over sharded leaves.
 """
 
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,9 @@ from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.slots import widest
+
+
+_STACK_FROM = 8
 
 
 class ClipByCoordinateState(NamedTuple):
@@ -77,22 +81,30 @@ def largest_magnitude(xs: list[Array], fraction: Scalar) -> Array:
 
     Non-negative floating-point numbers are ordered like their bit patterns, so the pattern of the answer is found
     bit by bit from the highest: a bit is set if at least that many magnitudes reach the number so far. Counts are
-    kept in two 16-bit halves, which holds up to 2^48 coordinates.
+    kept in two 16-bit halves, which holds up to 2^48 coordinates. NaNs count as 0.
     """
     real = jnp.finfo(widest(jnp.float32, *(x.dtype for x in xs))).dtype
     pattern = jnp.uint64 if real == jnp.float64 else jnp.uint32
-    bits = [jax.lax.bitcast_convert_type(jnp.abs(x).astype(real), pattern) for x in xs]
     n = sum(mesh.global_size(x) for x in xs)
     high, low = _halves(int(fraction * n) + 1 if isinstance(fraction, float | int) else fraction * n + 1)
+    stacks = _stacked(xs)
 
     def set_bit(i: Array, found: Array) -> Array:
         candidate = found | (jnp.ones((), pattern) << (jnp.finfo(real).bits - 2 - i).astype(pattern))
-        reached_high, reached_low = _count(bits, candidate)
+        reached_high, reached_low = _count(stacks, jax.lax.bitcast_convert_type(candidate, real))
         enough = (reached_high > high) | ((reached_high == high) & (reached_low >= low))
         return jnp.where(enough, candidate, found)
 
     found = jax.lax.fori_loop(0, jnp.finfo(real).bits - 1, set_bit, jnp.zeros((), pattern))
     return jax.lax.bitcast_convert_type(found, real)
+
+
+def _stacked(xs: list[Array]) -> list[Array]:
+    """The same entries in fewer arrays where many leaves are alike, because each array is compiled on its own."""
+    groups: dict[Any, list[Array]] = defaultdict(list)
+    for x in xs:
+        groups[jax.typeof(x)].append(x)
+    return [x for group in groups.values() for x in (group if len(group) < _STACK_FROM else [jnp.stack(group)])]
 
 
 def _halves(count: Scalar) -> tuple[Any, Any]:
@@ -102,8 +114,8 @@ def _halves(count: Scalar) -> tuple[Any, Any]:
     return high.astype(jnp.uint32), jnp.floor(count - 65536 * high).astype(jnp.uint32)
 
 
-def _count(bits: list[Array], candidate: Array) -> tuple[Array, Array]:
-    counts = [jnp.sum(b >= candidate, dtype=jnp.uint32) for b in bits]
+def _count(xs: list[Array], threshold: Array) -> tuple[Array, Array]:
+    counts = [jnp.sum(jnp.abs(x).astype(threshold.dtype) >= threshold, dtype=jnp.uint32) for x in xs]
     total = mesh.sum_leaves({"high": c >> 16, "low": c & 0xFFFF} for c in counts)
     return total["high"] + (total["low"] >> 16), total["low"] & 0xFFFF
 

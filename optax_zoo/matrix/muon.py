@@ -102,12 +102,12 @@ def scale_by_muon(
 
     def update(
         updates: PyTree,
-        state: MuonState,
+        state: Any,
         params: PyTree | None = None,
         *,
         param_specs: PyTree = None,
         **extra: Any,
-    ) -> tuple[PyTree, MuonState]:
+    ) -> tuple[PyTree, Any]:
         mixed, new_state = accumulate.update(jax.tree.map(_lifted, updates), state)
         direction = orthogonalize_tree(
             solver,

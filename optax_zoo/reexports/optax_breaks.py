@@ -28,9 +28,6 @@ _BREAKS: Mapping[str, Mapping[str, str]] = {
         "0/0 on an empty tree": "dadapt_adamw prodigy",
         "a scalar has no axis to take maxima along": "sm3",
     },
-    "haiku": {
-        "accumulators of several sizes stand in one copy of the parameters' containers": "sm3",
-    },
     "init_sharding": {
         "the slots of jit(init) are not laid out like the parameters": (
             "acprop adadelta adafactor adagrad adam adamax adamaxw adamw adan adopt amsgrad cocob dadapt_adamw "
