@@ -23,7 +23,6 @@ from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.slots import widest
 
-
 _STACK_FROM = 8
 
 

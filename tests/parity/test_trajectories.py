@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.support import trajectory
 
 import optax_zoo as zoo
+from tests.support import trajectory
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = [(paper.name, case) for paper in zoo.papers().values() for case in paper.golden]
