@@ -63,7 +63,8 @@ class Slot:
 
 def _laid_out_like(leaf: Array, slot: Array) -> Array:
     """`slot`, in a form that seems to depend on `leaf`: the compiler shards it alike, then drops the selection."""
-    return jnp.where(jnp.zeros(leaf.shape, bool), leaf.astype(slot.dtype), slot)
+    source = leaf if jnp.iscomplexobj(slot) else jnp.real(leaf)
+    return jnp.where(jnp.zeros(leaf.shape, bool), source.astype(slot.dtype), slot)
 
 
 def zeros(store: Store = None) -> Slot:

@@ -195,8 +195,7 @@ PAPER = register(
         states=(SwaState,),
         needs=("params",),
         floats_per_parameter=1,
-        example={"start": 50},
-        races_by_default=True,
+        example={"start": 1},
         golden=("swa.basic",),
     )
 )
