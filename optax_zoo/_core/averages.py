@@ -13,8 +13,8 @@ from jax.typing import DTypeLike
 
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import speaker
-from optax_zoo._core.slots import Slot, widest
-from optax_zoo._core.trees import PyTree, is_none
+from optax_zoo._core.slots import Slot, floating, widest
+from optax_zoo._core.trees import Leaves, PyTree, is_none
 
 AveragingRule: TypeAlias = Callable[[Array, Any, Any], Any]
 
@@ -44,6 +44,7 @@ def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
     """
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, Average))
     for average in (node for node in nodes if isinstance(node, Average)):
+        Leaves("eval_params", "params", params).match("the average in the state", average_tree(average))
         visible = jax.tree.map(_visible, average_tree(average), params, is_leaf=_is_masked)
         params = jax.tree.map(_take, average.eval_params(visible), params, is_leaf=_is_masked)
     return params
@@ -80,8 +81,8 @@ def at_least(slot: Slot, dtype: DTypeLike) -> Slot:
     Raises:
       TypeError: `dtype` is not a real floating dtype.
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{speaker()}: accumulator_dtype must be a real floating dtype, got {jnp.dtype(dtype)}")
+    if not jnp.issubdtype(floating(dtype), jnp.floating):
+        raise TypeError(f"{speaker()}: accumulator_dtype must be real, got {dtype!r}")
     return dataclasses.replace(slot, dtype=lambda leaf: widest(leaf, dtype))
 
 
@@ -155,6 +156,7 @@ def wrapping(
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
         if params is None:
             raise ValueError(f"{name}: needs params; call update(grads, state, params)")
+        Leaves(name, "the gradient", updates).match("params", params)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
         updates, state = update_own(updates, state, params)
         return updates, state._replace(inner_state=inner_state)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 
@@ -15,7 +16,8 @@ Step = Callable[..., tuple[Any, ...]]
 def closures(loss_fn: Callable[..., Any], params: PyTree, *batch: Any, has_aux: bool = False) -> dict[str, Any]:
     """Everything a method of the zoo may ask for at `params` on one batch.
 
-    Call it inside the jitted step: functions cannot be arguments of a jitted function.
+    Call it inside the jitted step: functions cannot be arguments of a jitted function. Gradients of complex
+    parameters are directions of ascent, the conjugates of what `jax.grad` returns.
 
     Args:
       loss_fn: `loss_fn(params, *batch)` -> scalar loss, or (loss, aux) with `has_aux`.
@@ -32,15 +34,21 @@ def closures(loss_fn: Callable[..., Any], params: PyTree, *batch: Any, has_aux: 
         out = loss_fn(at, *batch)
         return out[0] if has_aux else out
 
-    grad_fn = jax.grad(value_fn)
+    def grad_fn(at: PyTree) -> PyTree:
+        return _ascent(jax.grad(value_fn)(at))
 
     def hvp_fn(at: PyTree, v: PyTree) -> PyTree:
         return jax.jvp(grad_fn, (at,), (v,))[1]
 
     out, grad = jax.value_and_grad(loss_fn, has_aux=has_aux)(params, *batch)
-    given = {"value": out[0] if has_aux else out, "grad": grad}
+    given = {"value": out[0] if has_aux else out, "grad": _ascent(grad)}
     given |= {"value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn}
     return given | ({"aux": out[1]} if has_aux else {})
+
+
+def _ascent(grad: PyTree) -> PyTree:
+    """The direction of steepest ascent; for complex parameters that is the conjugate of what `jax.grad` returns."""
+    return jax.tree.map(jnp.conj, grad)
 
 
 def train_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformation, has_aux: bool = False) -> Step:

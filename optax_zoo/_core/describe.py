@@ -40,9 +40,10 @@ def describe(tx: optax.GradientTransformation, params: PyTree) -> str:
     table.append(("total", "", *row("total", every)[2:]))
     widths = [max(len(line[i]) for line in table) for i in range(4)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table]
-    for entry in in_use(state):
-        lines.append(f"{entry.name}: {entry.title} ({entry.year}), {entry.link}")
+    for group in in_use(state):
+        names, entry = " or ".join(entry.name for entry in group), group[0]
+        lines.append(f"{names}: {entry.title} ({entry.year}), {entry.link}")
         if entry.needs:
-            lines.append(f"{entry.name} needs {', '.join(entry.needs)}")
-        lines += [f"{entry.name} breaks the law {law!r}: {why}" for law, why in entry.breaks.items()]
+            lines.append(f"{names} needs {', '.join(entry.needs)}")
+        lines += [f"{names} breaks the law {law!r}: {why}" for law, why in entry.breaks.items()]
     return "\n".join(lines)

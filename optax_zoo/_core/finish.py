@@ -1,12 +1,17 @@
 """scale_by_x + weight decay + mask + learning rate -> x: the only alias recipe."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import jax
+import numpy as np
 import optax
 from jax import Array
 
 from optax_zoo._core import hyper as hp
 from optax_zoo._core.leafwise import leafwise
+from optax_zoo._core.naming import speaker
+from optax_zoo._core.trees import PyTree, is_function
 
 Mask: TypeAlias = Any
 """A (prefix) tree of bools, or a function of the parameters that returns one: True where weights decay."""
@@ -71,7 +76,7 @@ def _learning_rate(
     @leafwise(
         LearningRateState,
         hyper={"learning_rate": learning_rate, "weight_decay": weight_decay},
-        static={"mask": True if mask is None else mask},
+        static={"mask": _flags(mask)},
         step=step,
         learning_rate=0.0,
     )
@@ -88,8 +93,23 @@ def _learning_rate(
 
 
 def _add_decay(weight_decay: hp.ScalarOrSchedule, mask: Mask | None) -> optax.GradientTransformationExtraArgs:
-    @leafwise(DecayState, hyper={"weight_decay": weight_decay}, static={"mask": True if mask is None else mask})
+    @leafwise(DecayState, hyper={"weight_decay": weight_decay}, static={"mask": _flags(mask)})
     def add(g: Array, s: DecayState, h: Any, p: Array, *, mask: bool) -> tuple[Array, DecayState]:
         return (g + h.weight_decay * p if mask else g), s
 
     return add
+
+
+def _flags(mask: Mask | None) -> Callable[[PyTree], PyTree]:
+    """`mask` as a function of a tree that returns a (prefix) tree of Python bools."""
+    name = speaker()
+
+    def flag(value: Any) -> bool:
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name}: mask must hold True or False for every leaf, got {value!r}")
+        return bool(value)
+
+    def flags(tree: PyTree) -> PyTree:
+        return jax.tree.map(flag, True if mask is None else mask(tree) if is_function(mask) else mask)
+
+    return flags

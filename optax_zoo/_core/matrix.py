@@ -10,7 +10,7 @@ import itertools
 import numbers
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,11 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
-from optax_zoo._core.hyper import Scalar, check_range
+from optax_zoo._core.hyper import Scalar, check_range, choice
 from optax_zoo._core.naming import method as public
 from optax_zoo._core.naming import speaker
 from optax_zoo._core.quintics import Coefficients, Row, rows_of
-from optax_zoo._core.slots import at_least_float32
+from optax_zoo._core.slots import at_least_float32, floating
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import DimensionNumbers, Matrices, choose, is_spec, layout, layouts
 
@@ -158,10 +158,9 @@ class Solver:
         compute_dtype: DTypeLike | None = None,
     ) -> "Solver":
         """Checks the arguments of `orthogonalize` of these names; no restarts given: often enough for float32."""
-        if method not in get_args(Method):
-            raise ValueError(f"{speaker()}: method must be one of {get_args(Method)}, got {method!r}")
-        if compute_dtype is not None and not jnp.issubdtype(compute_dtype, jnp.inexact):
-            raise TypeError(f"{speaker()}: products need a floating dtype, got {jnp.dtype(compute_dtype)}")
+        choice("method", method, Method)
+        if compute_dtype is not None:
+            compute_dtype = floating(compute_dtype)
         if any(not isinstance(i, numbers.Integral) or i < 0 for i in gram_restarts or ()):
             raise ValueError(f"{speaker()}: gram_restarts must be step numbers from 0, got {gram_restarts!r}")
         rows, repeats = rows_of(ns_coeffs)

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 
@@ -44,7 +43,3 @@ def sum_leaves(partial: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
         for name, value in (jax.lax.psum(group, axes) if axes else group).items():
             total[name] = total[name] + value if name in total else value
     return total
-
-
-def zero() -> Array:
-    return jnp.zeros((), jnp.float32)

@@ -33,6 +33,7 @@ class Paper:
       elementwise: whether an entry's update depends on no other entry.
       relative_learning_rate: where a search for the rate should start, relative to AdamW's.
       races_by_default: whether a race without named optimizers runs it.
+      peak_argument: the argument of `make` that wants the peak of the learning rate, where that is a schedule.
       base: what a wrapper wraps, and what a transform precedes, in `build`: base(learning_rate).
       example: keyword arguments that complete `make` where it has required ones.
       golden: recorded trajectories of the authors' code that the parity test replays.
@@ -56,16 +57,23 @@ class Paper:
     elementwise: bool = True
     relative_learning_rate: float = 1.0
     races_by_default: bool = False
+    peak_argument: str = ""
     base: Callable[[Any], optax.GradientTransformation] = optax.adamw
     example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     golden: tuple[str, ...] = ()
     breaks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     library: str = "optax_zoo"
 
-    def build(self, learning_rate: Any) -> optax.GradientTransformationExtraArgs:
-        """A ready-to-train optimizer for every kind: wrappers wrap `base`, transforms precede it."""
+    def build(self, learning_rate: Any, peak: Any = None) -> optax.GradientTransformationExtraArgs:
+        """A ready-to-train optimizer for every kind: wrappers wrap `base`, transforms precede it.
+
+        Args:
+          learning_rate: number, array or schedule.
+          peak: the largest value of a schedule, for methods that ask for it.
+        """
         if self.kind == "optimizer":
-            tx = self.make(learning_rate, **self.example)
+            known = {self.peak_argument: peak} if self.peak_argument and peak is not None else {}
+            tx = self.make(learning_rate, **{**self.example, **known})
         elif self.kind == "wrapper":
             tx = self.make(self.base(learning_rate), **self.example)
         else:
@@ -123,15 +131,17 @@ def paper(name: str, asker: str = "paper") -> Paper:
     return _PAPERS[name]
 
 
-def in_use(opt_state: PyTree) -> list[Paper]:
-    """The methods whose states occur in an optimizer state, outermost first."""
-    owners = {state: entry for entry in reversed(list(papers().values())) for state in entry.states}
-    found: dict[str, Paper] = {}
+def in_use(opt_state: PyTree) -> list[tuple[Paper, ...]]:
+    """The methods whose states occur in an optimizer state, outermost first; those that share a state together."""
+    owners: dict[type, tuple[Paper, ...]] = {}
+    for entry in papers().values():
+        for state in entry.states:
+            owners[state] = (*owners.get(state, ()), entry)
+    found: dict[type, tuple[Paper, ...]] = {}
 
     def visit(node: Any) -> bool:
         if type(node) in owners:
-            entry = owners[type(node)]
-            found.setdefault(entry.name, entry)
+            found.setdefault(type(node), owners[type(node)])
         return False
 
     jax.tree.leaves(opt_state, is_leaf=visit)
@@ -147,8 +157,8 @@ def cite(method: Any) -> str:
     Returns:
       BibTeX entries separated by blank lines; one entry per paper.
     """
-    entries = [paper(method, "cite")] if isinstance(method, str) else in_use(method)
-    return "\n\n".join(dict.fromkeys(entry.bibtex for entry in entries))
+    groups = [(paper(method, "cite"),)] if isinstance(method, str) else in_use(method)
+    return "\n\n".join(dict.fromkeys(entry.bibtex for group in groups for entry in group))
 
 
 def markdown_table() -> str:

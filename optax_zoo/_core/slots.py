@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from optax_zoo._core import mesh
+from optax_zoo._core.naming import speaker
 
 PerParameter: TypeAlias = Any
 """A state field with one array per parameter: a params-shaped tree, and inside a rule one leaf's array."""
@@ -30,10 +31,9 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     return widest(dtype, jnp.float32)
 
 
-def range_of_squares(dtype: DTypeLike) -> jnp.dtype:
-    """A real dtype that can hold the square of a gradient: float16 underflows below 2.4e-4, so it becomes float32."""
-    real = jnp.finfo(dtype).dtype
-    return at_least_float32(real) if real == jnp.float16 else real
+def real_at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """float32 or better: the square of a gradient leaves float16's range, its slow average bfloat16's precision."""
+    return at_least_float32(jnp.finfo(dtype).dtype)
 
 
 def _same(dtype: DTypeLike) -> jnp.dtype:
@@ -64,7 +64,7 @@ class Slot:
 def _laid_out_like(leaf: Array, slot: Array) -> Array:
     """`slot`, in a form that seems to depend on `leaf`: the compiler shards it alike, then drops the selection."""
     source = leaf if jnp.iscomplexobj(slot) else jnp.real(leaf)
-    return jnp.where(jnp.zeros(leaf.shape, bool), source.astype(slot.dtype), slot)
+    return jnp.where(jnp.zeros_like(leaf, bool), source.astype(slot.dtype), slot)
 
 
 def zeros(store: Store = None) -> Slot:
@@ -78,8 +78,8 @@ def full(value: float, store: Store = None) -> Slot:
 
 
 def squares(store: Store = None) -> Slot:
-    """Starts at 0 in a real dtype with the range of squared gradients, or in `store`."""
-    return Slot(lambda leaf, dtype: jnp.zeros_like(leaf, dtype), _stored(store, range_of_squares))
+    """Starts at 0 in a real dtype, float32 or better, or in `store`."""
+    return Slot(lambda leaf, dtype: jnp.zeros_like(leaf, dtype), _stored(store, real_at_least_float32))
 
 
 def copy(store: Store = None) -> Slot:
@@ -88,7 +88,7 @@ def copy(store: Store = None) -> Slot:
 
 
 def wide_zeros(store: Store = None) -> Slot:
-    """Starts at 0 in float32 or better, or in `store`."""
+    """Starts at 0 in float32 or better, for averages too slow for less, or in `store`."""
     return Slot(lambda leaf, dtype: jnp.zeros_like(leaf, dtype), _stored(store, at_least_float32))
 
 
@@ -96,10 +96,23 @@ def _copied(leaf: Array, dtype: jnp.dtype) -> Array:
     return jnp.array(leaf, dtype=dtype, copy=True)
 
 
+def floating(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype of that name.
+
+    Raises:
+      TypeError: it is unknown, or neither floating nor complex.
+    """
+    try:
+        known = jnp.dtype(dtype)
+    except TypeError:
+        known = None
+    if known is None or not jnp.issubdtype(known, jnp.inexact):
+        raise TypeError(f"{speaker()}: {dtype!r} is not a floating dtype such as 'bfloat16'")
+    return known
+
+
 def _stored(store: Store, default: Callable[[Any], jnp.dtype]) -> Callable[[Any], jnp.dtype]:
     if store is None:
         return default
-    stored = jnp.dtype(store)
-    if not jnp.issubdtype(stored, jnp.inexact):
-        raise TypeError(f"a slot is stored in a floating dtype, got {stored}")
+    stored = floating(store)
     return lambda dtype: widest(stored, jnp.complex64) if jnp.issubdtype(dtype, jnp.complexfloating) else stored

@@ -19,6 +19,11 @@ def broadcast(prefix: PyTree, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, sub: jax.tree.map(lambda _: leaf, sub), prefix, tree)
 
 
+def is_function(value: object) -> bool:
+    """Whether `value` is to be called, and is not a tree whose container happens to be callable, such as a module."""
+    return callable(value) and jax.tree_util.all_leaves([value])
+
+
 class Leaves:
     """The leaves of one tree, and of any tree of the same structure in the same order.
 
@@ -75,7 +80,7 @@ class Leaves:
 
 def per_leaf(leaves: Leaves, what: str, value: PyTree | Callable[[PyTree], PyTree]) -> list[Any]:
     """One static value a leaf, from a constant, a (prefix) tree or a function of the tree."""
-    prefix = value(leaves.tree) if callable(value) else value
+    prefix = value(leaves.tree) if is_function(value) else value
     try:
         return leaves.treedef.flatten_up_to(broadcast(prefix, leaves.tree))
     except ValueError:

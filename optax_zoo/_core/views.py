@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jax.tree_util import keystr
 
 from optax_zoo._core import mesh
-from optax_zoo._core.trees import PyTree
+from optax_zoo._core.trees import PyTree, is_function
 
 Axes: TypeAlias = int | Sequence[int]
 KeyPath: TypeAlias = tuple[Any, ...]
@@ -65,7 +65,7 @@ def choose(
       ValueError: a tree without an entry for some leaf of `tree`.
     """
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    if callable(value) and jax.tree_util.all_leaves([value]):
+    if is_function(value):
         if _required_arguments(value) == 2:
             return [value(path_name(path), leaf) for path, leaf in flat]
         value = value(tree)

@@ -95,6 +95,7 @@ def adabound(
       weight_decouple: decay the weights directly, not multiplied by the learning rate.
       amsbound: use the running maximum of the second moment.
       base_learning_rate: the rate that belongs to `final_lr`; None: the learning rate, of a schedule that at count 0.
+        With a warm-up, or a schedule inside `optax.inject_hyperparams`, pass the peak rate.
       mask: which leaves decay; a (prefix) tree of bools or a function of the parameters.
 
     Returns:
@@ -151,6 +152,7 @@ PAPER = register(
         states=(AdaboundState,),
         floats_per_parameter=2,
         relative_learning_rate=4.0,
+        peak_argument="base_learning_rate",
         races_by_default=True,
         golden=("adabound.default", "adabound.wd"),
     )

@@ -31,7 +31,7 @@ from optax_zoo._core.hyper import (
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.slots import PerParameter, squares, zeros
+from optax_zoo._core.slots import PerParameter, squares, wide_zeros, zeros
 
 
 class AdemamixState(NamedTuple):
@@ -59,7 +59,7 @@ def scale_by_ademamix(
     if alpha_warmup is not None:
         alpha = ademamix_alpha_schedule(alpha, 0.0, alpha_warmup)
     if b3_warmup is not None:
-        b3 = ademamix_b3_schedule(b3, b1, b3_warmup)
+        b3 = ademamix_b3_schedule(b3, number("b1", b1, "[0, 1)"), b3_warmup)
 
     def step(h: Any, s: AdemamixState) -> dict[str, Array]:
         return {"bias1": debias(h.b1, h.t), "bias2": debias(h.b2, h.t)}
@@ -70,7 +70,7 @@ def scale_by_ademamix(
         ranges={"alpha": "[0, inf)"},
         step=step,
         m1=zeros(mu_dtype),
-        m2=zeros(mu_dtype),
+        m2=wide_zeros(mu_dtype),
         nu=squares(),
     )
     def rule(g: Array, s: AdemamixState, h: Any) -> tuple[Array, AdemamixState]:
@@ -108,7 +108,8 @@ def ademamix(
       alpha: weight of the slow EMA, >= 0.
       eps: added to the root.
       eps_root: added inside the root.
-      mu_dtype: dtype of both EMAs; None: the parameters'.
+      mu_dtype: dtype of both EMAs; None: the parameters', and at least float32 for the slow one, to which a step
+        adds less than bfloat16 can tell apart.
       alpha_warmup: steps over which alpha rises linearly from 0; None: constant.
       b3_warmup: steps over which the half-life of the slow EMA rises linearly from that of b1; None: constant.
       weight_decay: decoupled decay, multiplied by the learning rate.

@@ -181,7 +181,7 @@ def _decay(text: str, take: Callable[[Array], Array]) -> StepSchedule:
     """A decay of t = 1, 2, ... from its complement."""
 
     def at(t: Any) -> Decay:
-        taken = take(jnp.asarray(t, scalar_dtype()))
+        taken = take(jnp.maximum(jnp.asarray(t, scalar_dtype()), 1.0))
         return Decay(1.0 - taken, taken)
 
     return StepSchedule(lambda t: at(t).keep, text, exact=at)

@@ -15,7 +15,7 @@ last two axes.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from optax_zoo._core.quintics import Coefficients
 from optax_zoo._core.slots import at_least_float32, zeros
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import Choice, DimensionNumbers, layouts
-from optax_zoo.matrix._auxiliary import with_auxiliary_adam
+from optax_zoo.matrix._auxiliary import muon_mask_by_path, with_auxiliary_adam
 
 MomentumForm: TypeAlias = Literal["ema", "sum"]
 Scaling: TypeAlias = Literal["width", "spectral", "rms"]
@@ -79,10 +79,9 @@ def scale_by_muon(
     Raises (in `init` and `update`):
       ValueError: a leaf that is no matrix; the sentence names its path.
     """
-    if momentum_form not in get_args(MomentumForm):
-        raise ValueError(f"{naming.speaker()}: momentum_form must be 'ema' or 'sum', got {momentum_form!r}")
-    if scaling not in SCALINGS:
-        raise ValueError(f"{naming.speaker()}: scaling must be one of {[*SCALINGS]}, got {scaling!r}")
+    hp.choice("momentum_form", momentum_form, MomentumForm)
+    if scaling is not None:
+        hp.choice("scaling", scaling, Scaling)
     name = naming.speaker()
     solver = Solver.of(ns_coeffs, ns_steps, method, compute_dtype=ns_dtype)
     norm = hp.checked({"eps": eps, "norm_safety": norm_safety}, {"norm_safety": "(0, inf)"})
@@ -248,7 +247,7 @@ PAPER = register(
         states=(MuonState,),
         floats_per_parameter=1,
         elementwise=False,
-        relative_learning_rate=5.0,
+        example={"scaling": "rms", "muon_mask": muon_mask_by_path()},
         races_by_default=True,
         golden=("muon.default", "muon.plain_momentum", "muon.moonshot_rms", "muon.polar_express"),
     )

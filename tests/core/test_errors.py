@@ -74,6 +74,37 @@ MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "ademamix: mask must be a tree (or a prefix) of the gradient, PyTreeDef",
     ),
     (
+        lambda: zoo.ademamix(1e-3, b1=optax.constant_schedule(0.9), b3_warmup=10),
+        TypeError,
+        "ademamix: b1 must be a number here, got the schedule",
+    ),
+    (
+        lambda: zoo.ademamix(1e-3, mu_dtype="bfloat17"),
+        TypeError,
+        "ademamix: 'bfloat17' is not a floating dtype such as 'bfloat16'",
+    ),
+    (lambda: zoo.muon(1e-3, ns_dtype="int8"), TypeError, "muon: 'int8' is not a floating dtype such as 'bfloat16'"),
+    (
+        lambda: zoo.muon(1e-3, scaling="widht"),
+        ValueError,
+        "muon: scaling must be one of 'width', 'spectral', 'rms', got 'widht'; did you mean 'width'?",
+    ),
+    (
+        lambda: zoo.ademamix(1e-3, weight_decay=0.1, mask="w").update(PARAMS, TX.init(PARAMS), PARAMS),
+        TypeError,
+        "ademamix: mask must hold True or False for every leaf, got 'w'",
+    ),
+    (
+        lambda: zoo.with_ema(optax.sgd(0.1)).update({"w": PARAMS["w"]}, None, PARAMS),
+        ValueError,
+        "with_ema: the gradient and params must have the same tree structure; params has a leaf at ['b'],",
+    ),
+    (
+        lambda: zoo.eval_params(zoo.with_ema(optax.sgd(0.1)).init(PARAMS), {"w": PARAMS["w"]}),
+        ValueError,
+        "eval_params: params and the average in the state must have the same tree structure;",
+    ),
+    (
         lambda: zoo.with_ema(1e-3),
         TypeError,
         "with_ema: inner must be an optax.GradientTransformation, got 0.001",

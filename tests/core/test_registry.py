@@ -60,7 +60,7 @@ def test_describe_counts_bytes_by_slot() -> None:
     text = zoo.describe(zoo.with_ema(zoo.ademamix(1e-3, mu_dtype=jnp.bfloat16)), PARAMS)
     lines = {line.split()[0]: line.split() for line in text.splitlines()}
     assert lines["m1"][1:] == ["bfloat16", "36", "2"]
-    assert lines["nu"][1:3] == ["bfloat16,", "float32"]
+    assert lines["m2"][1:3] == ["bfloat16", "36"] and lines["nu"][1:3] == ["float32", "36"]
     assert lines["ema"][1:] == ["float32", "36", "4"]
     assert "AdEMAMix" in text and "with_ema needs params" in text
 

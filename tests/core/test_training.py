@@ -50,6 +50,43 @@ def test_a_training_step_passes_everything_on(has_aux: bool) -> None:
     np.testing.assert_allclose(params["w"], PARAMS["w"] + seen["grad"]["w"])
 
 
+def test_complex_parameters_descend() -> None:
+    def distance(params: Any) -> Any:
+        return jnp.sum(jnp.abs(params["z"] - (1 + 1j)) ** 2)
+
+    tx = zoo.ademamix(0.05)
+    params = {"z": jnp.array([0.5 - 2j])}
+    state, step = tx.init(params), jax.jit(zoo.train_step(distance, tx))
+    for _ in range(300):
+        params, state, value = step(params, state)
+    assert value < 0.05
+
+
+def test_slow_averages_of_bfloat16_parameters_do_not_stall() -> None:
+    tx = zoo.scale_by_ademamix()
+    states = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        g = {"w": jnp.ones(2, dtype)}
+        run = jax.jit(lambda s, g=g: jax.lax.fori_loop(0, 3000, lambda _, s: tx.update(g, s)[1], s))
+        states.append(run(tx.init(g)))
+    for slot in ("m2", "nu"):
+        exact, half = (np.asarray(getattr(state, slot)["w"], np.float32) for state in states)
+        np.testing.assert_allclose(half, exact, rtol=1e-5)
+
+
+def test_a_callable_container_may_be_a_mask() -> None:
+    import equinox as eqx
+
+    model = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    mask = jax.tree.map(lambda x: x.ndim > 1, model)
+    assert callable(mask)
+    tx = zoo.ademamix(1.0, weight_decay=0.5, mask=mask)
+    zero = jax.tree.map(jnp.zeros_like, model)
+    updates, _ = tx.update(zero, tx.init(model), model)
+    np.testing.assert_allclose(updates.weight, -0.5 * model.weight)
+    np.testing.assert_array_equal(updates.bias, 0)
+
+
 def test_only_extra_args_makes_a_line_search_usable() -> None:
     search = optax.chain(optax.sgd(0.1), optax.scale_by_backtracking_linesearch(max_backtracking_steps=5))
     plain = zoo.train_step(loss, search)
