@@ -95,6 +95,8 @@ def report(path: Path, figures: Mapping[str, str]) -> str:
       path: what `save` wrote.
       figures: field -> heading; a field with a target shows it behind the figure.
     """
+    if not path.exists():
+        raise SystemExit(f"no results at {path}; run the benchmark without --report first")
     content = load(path)
     machine, versions = content["machine"], content["versions"]
     lines = [

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax import Array
 from jax import numpy as jnp
@@ -19,6 +20,10 @@ from optax_zoo._core.views import Choice, DimensionNumbers, choose, is_view
 
 NOT_HIDDEN = ("*embed*", "wte", "wpe", "*head", "logits", "classifier")
 """Usual names of embeddings and output heads."""
+
+
+HIDDEN = "hidden"
+"""A `muon_mask` in one word: matrices that are neither embeddings nor output heads, `muon_mask_by_path()`."""
 
 
 def muon_mask_by_path(exclude: Sequence[str] = NOT_HIDDEN, *, min_ndim: int = 2) -> Callable[[str, Array], bool]:
@@ -64,7 +69,7 @@ def with_auxiliary_adam(
 
     Args:
       matrices: a finished optimizer of matrices.
-      muon_mask: True for leaves of `matrices`: a (prefix) tree, `f(path, leaf)` or `f(params)`. None: leaves
+      muon_mask: True for leaves of `matrices`: a (prefix) tree, `f(path, leaf)`, `f(params)` or "hidden". None: leaves
         of two axes, and those for which a tree or a function of `dimension_numbers` has a view.
       dimension_numbers: see above.
       mask: which leaves decay.
@@ -85,7 +90,15 @@ def with_auxiliary_adam(
     def labels(params: PyTree) -> PyTree:
         leaves, treedef = jax.tree.flatten(params)
         if muon_mask is not None:
-            chosen = choose(name, "muon_mask", muon_mask, params)
+            chosen = choose(
+                name,
+                "muon_mask",
+                muon_mask_by_path() if isinstance(muon_mask, str) and muon_mask == HIDDEN else muon_mask,
+                params,
+            )
+            for entry in chosen:
+                if not isinstance(entry, bool | np.bool_):
+                    raise TypeError(f"{name}: muon_mask must be {HIDDEN!r} or hold True or False, got {entry!r}")
         else:
             views = [None] * len(leaves)
             if not is_view(dimension_numbers):

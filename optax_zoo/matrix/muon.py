@@ -34,7 +34,7 @@ from optax_zoo._core.quintics import Coefficients
 from optax_zoo._core.slots import at_least_float32, zeros
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import Choice, DimensionNumbers, layouts
-from optax_zoo.matrix._auxiliary import muon_mask_by_path, with_auxiliary_adam
+from optax_zoo.matrix._auxiliary import HIDDEN, with_auxiliary_adam
 
 MomentumForm: TypeAlias = Literal["ema", "sum"]
 Scaling: TypeAlias = Literal["width", "spectral", "rms"]
@@ -154,7 +154,7 @@ def muon(
     """Muon on matrices, AdamW on everything else (https://kellerjordan.github.io/posts/muon/).
 
     Embeddings and the output head are matrices too but belong to Adam: say so with `muon_mask`, for example
-    `muon_mask=muon_mask_by_path()`. The authors train matrices at 0.02 and the rest at 3e-4; with
+    `muon_mask="hidden"`. The authors train matrices at 0.02 and the rest at 3e-4; with
     `scaling="rms"` one AdamW learning rate and weight decay serve both.
 
     Inside `jax.shard_map` a sharded matrix must be made whole first: call `update(grads, state, params,
@@ -175,7 +175,8 @@ def muon(
       weight_decay: decoupled decay of matrices, multiplied by the learning rate.
       mask: which leaves decay; a (prefix) tree of bools or a function of the parameters.
       muon_mask: which leaves are matrices: a (prefix) tree of bools, a function of (path, leaf) with a path
-        such as "block/kernel", or a function of the parameters. None: leaves with two axes, and those to
+        such as "block/kernel", or a function of the parameters; "hidden": matrices whose path names neither an
+        embedding nor an output head (`muon_mask_by_path()`). None: leaves with two axes, and those to
         which a tree or a function of `dimension_numbers` gives a view.
       adam_learning_rate: of the other leaves; None: `learning_rate`.
       adam_b1: decay of their first moment, in [0, 1).
@@ -247,7 +248,7 @@ PAPER = register(
         states=(MuonState,),
         floats_per_parameter=1,
         elementwise=False,
-        example={"scaling": "rms", "muon_mask": muon_mask_by_path()},
+        example={"scaling": "rms", "muon_mask": HIDDEN},
         races_by_default=True,
         golden=("muon.default", "muon.plain_momentum", "muon.moonshot_rms", "muon.polar_express"),
     )

@@ -79,6 +79,7 @@ def labels(tx: optax.GradientTransformation, params: Any) -> dict[str, bool]:
     [
         ({}, {"embed", "w"}),
         ({"muon_mask": muon_mask_by_path()}, {"w", "conv"}),
+        ({"muon_mask": "hidden"}, {"w", "conv"}),
         ({"muon_mask": lambda path, leaf: path == "conv"}, {"conv"}),
         ({"muon_mask": lambda params: {name: name == "w" for name in params}}, {"w"}),
         ({"muon_mask": {"embed": False, "w": True, "conv": True, "b": False}}, {"w", "conv"}),
@@ -136,3 +137,8 @@ def test_leaves_that_are_no_matrices_are_named(leaf: Any, view: Any, sentence: s
 def test_bad_arguments_are_named(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^muon: {next(iter(arguments))} must be"):
         muon(0.1, **arguments)
+
+
+def test_a_mask_of_another_word_is_refused() -> None:
+    with pytest.raises(TypeError, match="muon: muon_mask must be 'hidden' or hold True or False, got 'hiden'"):
+        muon(0.1, muon_mask="hiden").init({"w": gaussian(3, 2)})
