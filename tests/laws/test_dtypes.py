@@ -4,17 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from optax_zoo import Paper
-from tests.laws.harness import PyTree, build, law, make_batch, make_params, rate, stepper
-
-
-def avals(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+from tests.laws.harness import PyTree, avals, build, law, make_batch, make_mixed_params, make_params, rate, stepper
 
 
 def trees() -> dict[str, PyTree]:
     uniform = {dtype.__name__: make_params(dtype) for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)}
-    mixed = {name: params["w"] for name, params in uniform.items()} | {"vector": uniform["bfloat16"]["b"]}
-    return {**uniform, "mixed": mixed}
+    return {**uniform, "mixed": make_mixed_params()}
 
 
 @law

@@ -1,19 +1,30 @@
-"""Under `jax.jit(tx.init)` what the state holds of a sharded parameter is sharded like it."""
+"""Under `jax.jit(tx.init)` what the state holds of a sharded parameter is sharded like it, and steps keep it so.
+
+On a mesh whose axes are explicit, where the types of arrays name their sharding, as on one whose axes are automatic.
+"""
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_zoo import Paper
-from tests.laws.harness import build, law, make_params, matrix_mesh, rate
+from tests.laws.harness import PyTree, build, law, make_params, matrix_mesh, rate
+
+
+def assert_laid_out(state: PyTree, like: jax.Array) -> None:
+    for path, leaf in jax.tree.leaves_with_path(state):
+        if leaf.shape == like.shape:
+            where = jax.tree_util.keystr(path)
+            assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim), f"{where} is laid out as {leaf.sharding}"
 
 
 @law
 def test_init_sharding(paper: Paper) -> None:
-    sharded = NamedSharding(matrix_mesh(), PartitionSpec("data"))
-    params = make_params()
-    params["w"] = jax.device_put(params["w"], sharded)
-    state = jax.jit(build(paper, rate(paper), paper.make, 0.0).init)(params)
-    for path, leaf in jax.tree.leaves_with_path(state):
-        if leaf.shape == params["w"].shape:
-            where = jax.tree_util.keystr(path)
-            assert leaf.sharding.is_equivalent_to(sharded, leaf.ndim), f"{where} is laid out as {leaf.sharding}"
+    tx = build(paper, rate(paper), paper.make, 0.0)
+    for axis_type in (AxisType.Auto, AxisType.Explicit):
+        mesh = matrix_mesh(axis_type)
+        params = make_params()
+        params["w"] = jax.device_put(params["w"], NamedSharding(mesh, PartitionSpec("data")))
+        with jax.set_mesh(mesh):
+            state = jax.jit(tx.init)(params)
+            assert_laid_out(state, params["w"])
