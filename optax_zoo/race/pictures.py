@@ -72,7 +72,7 @@ def curves(results: RaceResults, *, training: bool = False) -> Figure:
     height = max(5.2, 1.8 + 0.2 * len(labelled)) if means else 1.2
     figure = new_figure(height, title, subtitle)
     if lost := [row.name for row in standings if row.diverged]:
-        footnote(figure, "Diverged at every learning rate: " + ", ".join(lost))
+        footnote(figure, "Every seed diverged: " + ", ".join(lost))
     if not means:
         return figure
 

@@ -58,7 +58,7 @@ class LiveProgress:
         rate = result.learning_rates[result.best]
         outcome = f"loss {final_losses(result).mean():.4f} at learning rate {rate:.2g}"
         if result.diverged[result.best].all():
-            outcome = "diverged at every learning rate"
+            outcome = "every seed diverged"
         self._console.print(
             f"  {result.name:<24} {outcome}  ({result.wall_seconds:.1f} s)", highlight=False, markup=False
         )

@@ -148,15 +148,11 @@ def _columns(results: RaceResults, rows: Sequence[Standing]) -> list[Column]:
     ]
     if any(row.accuracy is not None for row in rows):
         columns.append(Column("accuracy (%)", _accuracy, ""))
+    if any(row.comparison and row.steps_to_reference is not None for row in rows):
+        rule = "Steps to AdamW's loss: until the mean loss is as low as AdamW's after its last step."
+        columns.append(Column("steps to AdamW's loss", _steps, rule))
     if any(row.comparison for row in rows):
-        columns += [
-            Column(
-                "steps to AdamW's loss",
-                _steps,
-                "Steps to AdamW's loss: until the mean loss is as low as AdamW's after its last step.",
-            ),
-            Column("against AdamW", _verdict, SIGNIFICANCE_RULE),
-        ]
+        columns.append(Column("against AdamW", _verdict, SIGNIFICANCE_RULE))
     if any(math.isfinite(row.relative_step_time) for row in rows):
         columns.append(
             Column("time per step", _time, "Time per step: of all runs at once, relative to AdamW's beside it.")
@@ -200,9 +196,9 @@ def _mean_and_spread(mean: float, spread: float | None, decimals: int) -> str:
 
 
 def _steps(row: Standing) -> str:
-    if row.diverged:
+    if row.steps_to_reference is None:
         return NOTHING
-    return "never" if row.steps_to_reference is None else f"{row.steps_to_reference:.0f}"
+    return f"{row.steps_to_reference:.0f}" if math.isfinite(row.steps_to_reference) else "never"
 
 
 def _verdict(row: Standing) -> str:

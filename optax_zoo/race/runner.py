@@ -165,7 +165,7 @@ class Runs:
 
     def _transformation(self, rate: jax.Array) -> optax.GradientTransformationExtraArgs:
         settings = self.track.settings
-        return self.paper.build(schedule(settings.schedule, rate, settings.steps, self._averages))
+        return self.paper.build(schedule(settings.schedule, rate, settings.steps, self._averages), peak=rate)
 
     def _start_run(self, params: PyTree, rate: jax.Array) -> Carry:
         return params, self._transformation(rate).init(params)
@@ -212,7 +212,6 @@ def run(track: Track, paper: Paper, watcher: Watcher) -> OptimizerResult:
         watcher.advances(paper.name, int(last), float(np.fmin.reduce(seen[-1]["selection"].mean(axis=1))))
     curves = {name: np.stack([values[name] for values in seen], axis=-1) for name in seen[0]}
     finite = {name: np.where(np.isfinite(curve), curve, np.nan) for name, curve in curves.items()}
-    diverged = find_diverged(*(finite[split] for split in SPLITS))
     result = OptimizerResult(
         name=paper.name,
         library=paper.library,
@@ -222,8 +221,8 @@ def run(track: Track, paper: Paper, watcher: Watcher) -> OptimizerResult:
         selection_loss=finite["selection"],
         report_loss=finite["report"],
         accuracy=finite.get("accuracy"),
-        diverged=diverged,
-        best=choose_best(finite["selection"], diverged),
+        diverged=find_diverged(*(finite[split] for split in SPLITS)),
+        best=choose_best(finite["train"], finite["selection"]),
         step_seconds=statistics.median(seconds),
         relative_step_time=statistics.median(ratios) if ratios else 1.0,
         state_bytes_per_parameter=runs.state_bytes_per_parameter,

@@ -15,7 +15,7 @@ MIN_SEEDS = 3
 
 DIVERGENCE_RULE = (
     f"A run has diverged when any of its losses was not finite or its last loss is above {DIVERGENCE:g} "
-    "times the first; it then counts with its loss before training, and no seed is dropped."
+    "times the first; it then counts with its loss and accuracy before training, and no seed is dropped."
 )
 SIGNIFICANCE_RULE = (
     "An optimizer differs from AdamW when the two-sided paired t-test over seeds (which share initialisation "
@@ -49,12 +49,12 @@ class Standing:
       name, library: as in the registry.
       learning_rate: chosen on the selection split.
       at_edge: "lowest" or "highest" of the grid, where a wider grid might do better; None inside it.
-      diverged_runs: seeds that diverged at this learning rate; all of them when no learning rate survived.
+      diverged_runs: seeds that diverged at this learning rate.
       seeds: number of seeds.
       loss, loss_spread: mean and sample standard deviation over seeds of the final report loss.
       accuracy, accuracy_spread: the same of the accuracy; None where the task has none.
       steps_to_reference: steps until the mean report loss is at AdamW's final one, interpolated between
-        evaluations; None if never.
+        evaluations; infinite if it never is; None if all runs of either have diverged, or AdamW has not finished.
       comparison: against AdamW; None for AdamW itself.
       relative_step_time: over AdamW's.
       state_bytes_per_parameter: optimizer state over parameters.
@@ -77,7 +77,7 @@ class Standing:
 
     @property
     def diverged(self) -> bool:
-        """Whether no run survived."""
+        """Whether no run at the chosen learning rate survived."""
         return self.diverged_runs == self.seeds
 
 
@@ -90,8 +90,12 @@ def find_diverged(*losses: Floats) -> Bools:
     return diverged
 
 
-def choose_best(selection_loss: Floats, diverged: Bools) -> int:
-    """Index of the lowest mean final selection loss among learning rates with the fewest diverged seeds."""
+def choose_best(train_loss: Floats, selection_loss: Floats) -> int:
+    """Index of the lowest mean final selection loss among learning rates with the fewest diverged seeds.
+
+    The report split has no say in it, so that a run may diverge there alone at the learning rate chosen.
+    """
+    diverged = find_diverged(train_loss, selection_loss)
     final = _count_diverged_as_untrained(selection_loss, diverged)[..., -1].mean(axis=-1)
     return int(np.lexsort((final, diverged.sum(axis=-1)))[0])
 
@@ -101,17 +105,24 @@ def final_losses(result: OptimizerResult) -> Floats:
     return report_curves(result)[:, -1]
 
 
+def final_accuracies(result: OptimizerResult) -> Floats | None:
+    """[S]: final accuracy at the best learning rate, of a diverged run that before training; None without any."""
+    if result.accuracy is None:
+        return None
+    return _count_diverged_as_untrained(result.accuracy, result.diverged)[result.best, :, -1]
+
+
 def report_curves(result: OptimizerResult) -> Floats:
     """[S, E]: report loss at the best learning rate; a diverged run stays at its loss before training."""
     return _count_diverged_as_untrained(result.report_loss, result.diverged)[result.best]
 
 
-def steps_to_reach(result: OptimizerResult, target: float) -> float | None:
-    """Steps until the mean report loss over seeds reaches `target`, interpolated between evaluations."""
+def steps_to_reach(result: OptimizerResult, target: float) -> float:
+    """Steps until the mean report loss over seeds reaches `target`, interpolated; infinite if it never does."""
     mean = report_curves(result).mean(axis=0)
     reached = np.flatnonzero(mean <= target)
     if reached.size == 0:
-        return None
+        return math.inf
     after = int(reached[0])
     if after == 0:
         return 0.0
@@ -166,16 +177,23 @@ def compare(race: RaceResults) -> Mapping[str, Comparison]:
 def leaderboard(race: RaceResults) -> list[Standing]:
     """The rows of the leaderboard, best final report loss first and fully diverged optimizers last."""
     comparisons = compare(race)
-    target = float(final_losses(race[REFERENCE]).mean()) if REFERENCE in race.names else None
+    target = _target(race[REFERENCE]) if REFERENCE in race.names else None
     rows = [_standing(result, comparisons.get(result.name), target) for result in race.optimizers]
     return sorted(rows, key=lambda row: (row.diverged, row.loss))
 
 
+def _target(reference: OptimizerResult) -> float | None:
+    """Mean final report loss, rounded as `steps_to_reach` rounds it; None if all runs have diverged."""
+    if reference.diverged[reference.best].all():
+        return None
+    return float(report_curves(reference).mean(axis=0)[-1])
+
+
 def _standing(result: OptimizerResult, comparison: Comparison | None, target: float | None) -> Standing:
     losses = final_losses(result)
-    accuracy = None if result.accuracy is None else result.accuracy[result.best, :, -1]
+    accuracy = final_accuracies(result)
     diverged_runs = int(result.diverged[result.best].sum())
-    reaches = target is not None and diverged_runs < losses.size
+    lost = diverged_runs == losses.size
     return Standing(
         name=result.name,
         library=result.library,
@@ -187,7 +205,7 @@ def _standing(result: OptimizerResult, comparison: Comparison | None, target: fl
         loss_spread=_spread(losses),
         accuracy=None if accuracy is None else float(accuracy.mean()),
         accuracy_spread=None if accuracy is None else _spread(accuracy),
-        steps_to_reference=steps_to_reach(result, target) if reaches and target is not None else None,
+        steps_to_reference=None if target is None or lost else steps_to_reach(result, target),
         comparison=comparison,
         relative_step_time=result.relative_step_time,
         state_bytes_per_parameter=result.state_bytes_per_parameter,
@@ -204,8 +222,8 @@ def _spread(values: Floats) -> float | None:
     return float(values.std(ddof=1)) if values.size > 1 else None
 
 
-def _count_diverged_as_untrained(loss: Floats, diverged: Bools) -> Floats:
-    return np.where(diverged[..., None], loss[..., :1], loss)
+def _count_diverged_as_untrained(curves: Floats, diverged: Bools) -> Floats:
+    return np.where(diverged[..., None], curves[..., :1], curves)
 
 
 def _verdict(difference: float, p_holm: float | None) -> str:

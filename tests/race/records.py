@@ -6,7 +6,7 @@ from optax_zoo.race import results, standings
 
 
 def make_result(name, curves, *, selection=None, accuracy=None):
-    """Curves [L, S, E] of the report loss, and of the selection loss where it differs."""
+    """Curves [L, S, E] of the report loss, and of the other two where they differ."""
     curves = np.asarray(curves, float)
     selection = curves if selection is None else np.asarray(selection, float)
     diverged = standings.find_diverged(curves, selection)
@@ -15,12 +15,12 @@ def make_result(name, curves, *, selection=None, accuracy=None):
         library="optax",
         learning_rates=np.arange(1.0, len(curves) + 1) / 3,
         eval_steps=np.arange(curves.shape[-1]) * 10,
-        train_loss=curves,
+        train_loss=selection,
         selection_loss=selection,
         report_loss=curves,
         accuracy=accuracy,
         diverged=diverged,
-        best=standings.choose_best(selection, diverged),
+        best=standings.choose_best(selection, selection),
         step_seconds=0.01,
         relative_step_time=1.5,
         state_bytes_per_parameter=8.0,

@@ -40,4 +40,4 @@ def test_a_log_file_gets_only_the_lines_of_finished_optimizers():
 
 def test_divergence_is_told_not_raised():
     shown = show(BROKEN, float("nan"), terminal=True)
-    assert "diverged so far" in shown and "diverged at every learning rate" in shown
+    assert "diverged so far" in shown and "every seed diverged" in shown

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optax_zoo
@@ -73,6 +74,16 @@ def test_all_at_once_is_each_alone(problem, track, sgd, name):
             np.testing.assert_allclose(loss, problem.loss(params, *problem.held[split]), rtol=1e-4)
         right = problem.accuracy(params, *problem.held["report"])
         np.testing.assert_allclose(result.accuracy[i, j, -1], right, atol=1 / 400 + 1e-6)
+
+
+def test_a_method_that_asks_for_the_peak_of_the_rate_gets_it(problem, track):
+    def at_peak(learning_rate, peak=1e30):
+        return optax.sgd(peak)
+
+    paper = dataclasses.replace(optax_zoo.paper("sgd"), make=at_peak, peak_argument="peak")
+    result = runner.run(track, paper, Silent())
+    params = train_alone(problem, optax.sgd(0.5), 7)
+    np.testing.assert_allclose(result.report_loss[1, 1, -1], problem.loss(params, *problem.held["report"]), rtol=1e-4)
 
 
 def test_twice_gives_the_same_bits(problem, sgd):

@@ -24,6 +24,20 @@ def test_the_learning_rate_is_chosen_on_the_selection_split():
     assert standings.final_losses(result) == 0.5
 
 
+def test_a_divergence_on_the_report_split_does_not_choose_the_learning_rate():
+    chosen = [[[2, 0.3], [2, 0.3]], [[2, 0.4], [2, 0.4]]]
+    result = make_result("adamw", [[[2, np.nan], [2, np.nan]], [[2, 0.4], [2, 0.4]]], selection=chosen)
+    np.testing.assert_array_equal(result.diverged, [[True, True], [False, False]])
+    assert result.best == 0
+    (row,) = standings.leaderboard(make_race(result))
+    assert row.diverged and row.loss == 2.0
+
+
+def test_a_divergence_on_the_training_split_chooses_the_learning_rate():
+    train, selection = np.array([[[2, np.inf]], [[2, 0.5]]]), np.array([[[2, 0.3]], [[2, 0.4]]])
+    assert standings.choose_best(train, selection) == 1
+
+
 def test_a_diverged_learning_rate_is_best_only_among_diverged_ones():
     lucky = [[2, 0.01], [2, np.nan]]
     assert make_result("adamw", [lucky, [[2, 1.5], [2, 1.5]]]).best == 1
@@ -41,10 +55,29 @@ def test_a_diverged_seed_counts_as_untrained():
     assert row.loss == 1.75
 
 
-@pytest.mark.parametrize(("target", "steps"), [(2.0, 0.0), (1.5, 5.0), (1.0, 10.0), (0.6, 18.0), (0.4, None)])
+def test_a_diverged_seed_counts_with_its_accuracy_before_training():
+    accuracy = np.array([[[0.1, 0.8, 0.9], [0.2, 0.9, 0.95]]])
+    result = make_result("adamw", [[[2.0, 1.0, 0.5], [3.0, 1.0, 9.0]]], accuracy=accuracy)
+    (row,) = standings.leaderboard(make_race(result))
+    assert row.accuracy == pytest.approx((0.9 + 0.2) / 2)
+    assert row.accuracy_spread == pytest.approx(np.std([0.9, 0.2], ddof=1))
+
+
+def test_there_are_no_steps_to_a_loss_that_adamw_never_had():
+    race = make_race(make_result("adamw", falling_to(np.nan, np.nan)), make_result("lion", falling_to(0.4, 0.5)))
+    assert [row.steps_to_reference for row in standings.leaderboard(race)] == [None, None]
+
+
+@pytest.mark.parametrize("seeds", [2, 9, 20, 100])
+def test_adamw_reaches_its_own_loss_with_any_number_of_seeds(seeds):
+    finals = np.random.default_rng(0).uniform(0.1, 0.9, seeds)
+    (row,) = standings.leaderboard(make_race(make_result("adamw", falling_to(*finals))))
+    assert row.steps_to_reference == 20.0
+
+
+@pytest.mark.parametrize(("target", "steps"), [(2.0, 0.0), (1.5, 5.0), (1.0, 10.0), (0.6, 18.0), (0.4, np.inf)])
 def test_steps_to_reach_are_interpolated(target, steps):
-    reached = standings.steps_to_reach(make_result("adamw", falling_to(0.5)), target)
-    assert reached == (None if steps is None else pytest.approx(steps))
+    assert standings.steps_to_reach(make_result("adamw", falling_to(0.5)), target) == pytest.approx(steps)
 
 
 def test_paired_test_agrees_with_scipy():
