@@ -80,6 +80,10 @@ _BREAKS: Mapping[str, Mapping[str, str]] = {
         "the second moment of a leaf is a scalar that counts as its parameter": "novograd",
         "maxima along several axes stand in lists in place of a leaf": "sm3",
     },
+    "weight_decay": {
+        "float16 and bfloat16 parameters cannot be mixed": "dog dowg",
+        "norms and means are taken over one device's block": "lamb",
+    },
     "zero_gradient": {
         "eps rounds to 0 in float16, 0/0": (
             "acprop adam adamax adamaxw adamw adan amsgrad cocob dadapt_adamw mechanize momo_adam nadam nadamw "

@@ -276,7 +276,7 @@ def row_specs(tree: PyTree) -> PyTree:
     """Rows are split over devices: of matrices, and of what the state keeps of their rows."""
 
     def spec(leaf: Array) -> PartitionSpec:
-        return PartitionSpec("data") if leaf.shape[:1] == (ROWS,) else PartitionSpec()
+        return PartitionSpec("data") if jnp.shape(leaf)[:1] == (ROWS,) else PartitionSpec()
 
     return jax.tree.map(spec, tree)
 

@@ -4,11 +4,14 @@ On a mesh whose axes are explicit, where the types of arrays name their sharding
 """
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding
 
 from optax_zoo import Paper
-from tests.laws.harness import PyTree, build, law, make_params, matrix_mesh, rate
+from tests.laws.harness import PyTree, build, law, make_batch, make_params, matrix_mesh, rate, row_specs, stepper
+
+
+def types(tree: PyTree) -> PyTree:
+    return jax.tree.map(jax.typeof, tree)
 
 
 def assert_laid_out(state: PyTree, like: jax.Array) -> None:
@@ -23,8 +26,13 @@ def test_init_sharding(paper: Paper) -> None:
     tx = build(paper, rate(paper), paper.make, 0.0)
     for axis_type in (AxisType.Auto, AxisType.Explicit):
         mesh = matrix_mesh(axis_type)
-        params = make_params()
-        params["w"] = jax.device_put(params["w"], NamedSharding(mesh, PartitionSpec("data")))
+        placed = make_params(), make_batch(0)
+        placed = jax.device_put(placed, jax.tree.map(lambda spec: NamedSharding(mesh, spec), row_specs(placed)))
+        params, batch = placed
         with jax.set_mesh(mesh):
             state = jax.jit(tx.init)(params)
             assert_laid_out(state, params["w"])
+            if paper.elementwise and axis_type is AxisType.Explicit:
+                updates, after = jax.jit(stepper(tx))(params, state, batch)
+                assert types(updates) == types(params), "the types of the updates"
+                assert types(after) == types(state), "the types of the state change"

@@ -11,8 +11,9 @@ import optax
 import pytest
 
 from optax_zoo import Paper
-from tests.laws.harness import law, numbers, rate, required
+from tests.laws.harness import Violation, law, numbers, rate, required
 
+ACCEPTED = "numbers out of their range are accepted"
 INTERVAL = r"^{}: {} must be in ([\[(])(\S+), (\S+)([\])]), got "
 
 
@@ -40,8 +41,20 @@ def just_outside(interval: re.Match[str], integer: bool) -> Iterator[float]:
             yield float(np.nextafter(bound, away)) if is_in else bound
 
 
+def assert_refused(make: Callable[..., Any], arguments: dict[str, Any], name: str) -> None:
+    """Raises a `Violation` if NaN passes as the argument of that name."""
+    try:
+        make(**{**arguments, name: math.nan})
+    except (TypeError, ValueError):
+        return
+    raise Violation(ACCEPTED)
+
+
 @law
 def test_ranges(paper: Paper) -> None:
+    for _, make, needed in factories(paper):
+        for name in numbers(make):
+            assert_refused(make, needed, name)
     for spoken, make, needed in factories(paper):
         for name, types in numbers(make).items():
             expected = INTERVAL.format(spoken.removeprefix("scale_by_"), name)
