@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -46,11 +47,11 @@ def select(patterns: Sequence[str]) -> list[Paper]:
 def print_methods(patterns: Sequence[str], console: Console) -> None:
     """A table of all methods, or of those that match any of `patterns`."""
     default = {paper.name for paper in by_default()}
-    table = Table(title="methods", title_justify="left", caption="*: takes part by default", caption_justify="left")
-    for heading in ("", "method", "kind", "library", "needs"):
+    table = Table(caption="*: takes part by default; state: numbers per parameter", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("", "method", "kind", "library"):
         table.add_column(heading, no_wrap=True)
-    table.add_column("numbers per parameter", justify="right")
-    table.add_column("paper")
+    table.add_column("state", justify="right", no_wrap=True)
+    table.add_column("paper", no_wrap=True, overflow="ellipsis", min_width=20)
     for paper in optax_zoo.papers().values():
         if not patterns or any(fnmatch.fnmatchcase(paper.name, pattern) for pattern in patterns):
             table.add_row(
@@ -58,9 +59,8 @@ def print_methods(patterns: Sequence[str], console: Console) -> None:
                 paper.name,
                 paper.kind,
                 paper.library,
-                ", ".join(paper.needs),
                 f"{paper.floats_per_parameter:g}",
-                f"{paper.title} ({paper.year})",
+                f"{paper.year} {paper.title}",
             )
     console.print(table)
 
