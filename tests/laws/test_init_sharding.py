@@ -14,6 +14,10 @@ def types(tree: PyTree) -> PyTree:
     return jax.tree.map(jax.typeof, tree)
 
 
+def placed(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+    return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), row_specs(tree)))
+
+
 def assert_laid_out(state: PyTree, like: jax.Array) -> None:
     for path, leaf in jax.tree.leaves_with_path(state):
         if leaf.shape == like.shape:
@@ -26,9 +30,7 @@ def test_init_sharding(paper: Paper) -> None:
     tx = build(paper, rate(paper), paper.make, 0.0)
     for axis_type in (AxisType.Auto, AxisType.Explicit):
         mesh = matrix_mesh(axis_type)
-        placed = make_params(), make_batch(0)
-        placed = jax.device_put(placed, jax.tree.map(lambda spec: NamedSharding(mesh, spec), row_specs(placed)))
-        params, batch = placed
+        params, batch = placed((make_params(), make_batch(0)), mesh)
         with jax.set_mesh(mesh):
             state = jax.jit(tx.init)(params)
             assert_laid_out(state, params["w"])

@@ -1,10 +1,12 @@
 """`optax.inject_hyperparams` makes every number of the factory's signature an array of the state, under jit."""
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from optax_zoo import Paper
 from tests.laws.harness import (
@@ -24,12 +26,33 @@ from tests.laws.harness import (
 )
 
 
+def assert_follows_schedule(paper: Paper) -> None:
+    """Step i sees what a schedule of the learning rate says at i; its peak is given to methods that ask for it."""
+
+    def schedule(count: Any) -> Array:
+        return jnp.float32(rate(paper)) * (1 + 0.25 * jnp.asarray(count, jnp.float32))
+
+    peak = {paper.peak_argument: float(schedule(STEPS - 1))} if paper.peak_argument else {}
+    own, _ = traced_rate(paper, **peak)
+    with default_promotion():
+        tx = build(paper, schedule, optax.inject_hyperparams(paper.make), **peak)
+        step = jax.jit(stepper(tx))
+    params = make_params()
+    state, own_state = tx.init(params), build(paper, rate(paper), **peak).init(params)
+    for i in range(STEPS):
+        with default_promotion():
+            updates, state = step(params, state, make_batch(i))
+        expected, own_state = own(schedule(i), params, own_state, make_batch(i))
+        assert_close(updates, expected, f"the update of step {i} of a schedule of the learning rate")
+        params = optax.apply_updates(params, expected)
+
+
 @law
 def test_inject_hyperparams(paper: Paper) -> None:
     walked = reference(paper)
     with default_promotion():
         tx = build(paper, rate(paper), optax.inject_hyperparams(paper.make))
-        traces: list = []
+        traces: list[Any] = []
         step = jax.jit(counted(stepper(tx), traces))
         params = make_params()
         state = first_state = tx.init(params)
@@ -53,3 +76,4 @@ def test_inject_hyperparams(paper: Paper) -> None:
         own, _ = traced_rate(paper)
         expected, _ = own(jnp.float32(2 * rate(paper)), walked.params[0], walked.states[0], make_batch(0))
         assert_close(updates, expected, "the update of a changed learning rate")
+        assert_follows_schedule(paper)

@@ -50,7 +50,7 @@ def assert_refused(make: Callable[..., Any], arguments: dict[str, Any], name: st
     raise Violation(ACCEPTED)
 
 
-@law
+@law(kinds=(ACCEPTED,))
 def test_ranges(paper: Paper) -> None:
     for _, make, needed in factories(paper):
         for name in numbers(make):
