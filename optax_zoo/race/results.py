@@ -11,12 +11,12 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optax_zoo.race.errors import RaceError
+from optax_zoo.race.typed_json import from_json, to_json
 
 FORMAT = "optax-zoo race 1"
 FILE_NAME = "results.json"
@@ -131,7 +131,7 @@ class RaceResults:
 
 def save(results: RaceResults, path: Path) -> None:
     """Writes the file in one piece: a reader, or a crash, never sees half of it."""
-    text = json.dumps({"format": FORMAT, **_to_json(results)}, indent=1, allow_nan=False)
+    text = json.dumps({"format": FORMAT, **to_json(results)}, indent=1, allow_nan=False)
     write_atomically(path, text + "\n")
 
 
@@ -156,7 +156,7 @@ def load(path: Path) -> RaceResults:
     """Reads what `save` wrote.
 
     Raises:
-      RaceError: unreadable, not the results of a race, or of another version.
+      RaceError: unreadable, not the results of a race, of another version, or damaged.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -170,43 +170,28 @@ def load(path: Path) -> RaceResults:
             f"{path} has format {found!r} but this version reads {FORMAT!r}; move it away or choose another --out"
         )
     try:
-        return RaceResults(
-            task=Task(**record["task"]),
-            settings=Settings(**{name: _tuples(value) for name, value in record["settings"].items()}),
-            versions=record["versions"],
-            machine=record["machine"],
-            optimizers=tuple(_read_optimizer(entry) for entry in record["optimizers"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RaceError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        results = from_json(RaceResults, {name: value for name, value in record.items() if name != "format"})
+        for result in results.optimizers:
+            _check(result, results.settings)
+    except (ValueError, OverflowError) as error:
+        raise RaceError(f"{path} is damaged: {error}") from error
+    return results
 
 
-_DTYPES = {Floats: np.float64, Floats | None: np.float64, Ints: np.int64, Bools: np.bool_}
-
-
-def _read_optimizer(entry: Mapping[str, Any]) -> OptimizerResult:
-    values = dict(entry)
-    for field in dataclasses.fields(OptimizerResult):
-        if field.type in _DTYPES and entry[field.name] is not None:
-            values[field.name] = np.array(entry[field.name], dtype=_DTYPES[field.type])
-    for name in ("step_seconds", "relative_step_time"):
-        values[name] = float("nan") if values[name] is None else values[name]
-    return OptimizerResult(**values)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _to_json(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {field.name: _to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, np.ndarray):
-        return _to_json(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): _to_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_json(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
+def _check(result: OptimizerResult, settings: Settings) -> None:
+    """Raises ValueError unless all arrays are of one race with these settings."""
+    rates, evaluations = len(settings.learning_rates or settings.grid), result.eval_steps.size
+    runs = (rates, len(settings.seeds))
+    shapes = {"learning_rates": (rates,), "eval_steps": (evaluations,), "diverged": runs}
+    shapes |= dict.fromkeys(("train_loss", "selection_loss", "report_loss", "accuracy"), (*runs, evaluations))
+    for name, shape in shapes.items():
+        array = getattr(result, name)
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} of {result.name} has shape {array.shape}, not {shape}")
+    if not (np.diff(result.learning_rates, prepend=0.0) > 0).all():
+        raise ValueError(f"learning_rates of {result.name} do not grow from above 0")
+    steps = result.eval_steps
+    if not steps.size or steps[0] != 0 or steps[-1] != settings.steps or (np.diff(steps) <= 0).any():
+        raise ValueError(f"eval_steps of {result.name} do not grow from 0 to {settings.steps}")
+    if not 0 <= result.best < rates:
+        raise ValueError(f"best of {result.name} is {result.best}, not in [0, {rates})")
