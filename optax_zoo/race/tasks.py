@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
-from optax_zoo.race.errors import RaceError
+from optax_zoo.race.errors import RaceError, printable
 from optax_zoo.race.models import ByteTransformer, Classifier, logits
 
 DIGITS_TRAIN, DIGITS_SELECTION = 1000, 397
@@ -92,7 +92,7 @@ def load(name: str, text: Path | None = None) -> Problem:
       RaceError: unreadable or too short text.
     """
     if text is not None:
-        return _language_problem("text", f"the bytes of {text.name or text}", *read_text(text))
+        return _language_problem("text", f"the bytes of {printable(text.name or text)}", *read_text(text))
     return {"digits": _digits, "pysource": _pysource}[name]()
 
 
@@ -189,18 +189,24 @@ def read_text(path: Path) -> tuple[dict[str, np.ndarray], str]:
     Of a folder, hidden and binary files are left out; at most the first 64 MiB are read.
 
     Raises:
-      RaceError: missing, unreadable, or too short.
+      RaceError: missing, unreadable, without text, or too short.
     """
-    if path.is_dir():
-        return split_text(read_files(find_files(path), path))
-    return split_text(read_files([path], path.parent))
+    paths, folder = (find_files(path), path) if os.path.isdir(path) else ([path], path.parent)
+    files = read_files(paths, folder)
+    if not files:
+        binary = (
+            "1 file holds zero bytes and counts" if len(paths) == 1 else f"{len(paths)} files hold zero bytes and count"
+        )
+        why = f"{binary} as binary" if paths else "the folder has no files, hidden ones apart"
+        raise RaceError(f"no text in {path}: {why}")
+    return split_text(files)
 
 
 def find_files(folder: Path, skip: Collection[str] = ()) -> list[Path]:
-    """All files below `folder` in the order of their paths, without hidden ones and folders named in `skip`.
+    """All regular files below `folder` in the order of their paths, without hidden ones and folders named in `skip`.
 
     Raises:
-      RaceError: a folder that cannot be read.
+      RaceError: a folder that cannot be read or entered.
     """
 
     def refuse(error: OSError) -> NoReturn:
@@ -210,7 +216,10 @@ def find_files(folder: Path, skip: Collection[str] = ()) -> list[Path]:
     for root, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in skip]
         files += [Path(root, name) for name in names if not name.startswith(".")]
-    return sorted(files)
+    try:
+        return sorted(path for path in files if path.is_file())
+    except OSError as error:
+        refuse(error)
 
 
 def read_files(paths: Iterable[Path], folder: Path) -> list[tuple[str, bytes]]:
@@ -244,7 +253,7 @@ def split_text(files: Sequence[tuple[str, bytes]]) -> tuple[dict[str, np.ndarray
     held_out = {0: "selection", 1: "report"}
     parts: dict[str, list[bytes]] = {split: [] for split in SPLITS}
     for name, content in files:
-        bucket = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big") % 20
+        bucket = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest(), "big") % 20
         parts[held_out.get(bucket, "train")].append(content)
     by_file = {split: _array(b"".join(contents)) for split, contents in parts.items()}
     if min(data.size for data in by_file.values()) >= MIN_HELD_OUT:
@@ -253,9 +262,8 @@ def split_text(files: Sequence[tuple[str, bytes]]) -> tuple[dict[str, np.ndarray
     whole = _array(b"".join(content for _, content in files))
     twentieth = whole.size // 20
     if twentieth < MIN_HELD_OUT:
-        raise RaceError(
-            f"the text has {whole.size} bytes in {len(files)} file(s), the race needs at least {20 * MIN_HELD_OUT}"
-        )
+        where = f"{len(files)} file{'' if len(files) == 1 else 's'}"
+        raise RaceError(f"the text has {whole.size} bytes in {where}, the race needs at least {20 * MIN_HELD_OUT}")
     return dict(zip(SPLITS, np.split(whole, [-2 * twentieth, -twentieth]), strict=True)), "by position"
 
 

@@ -1,8 +1,10 @@
 """The data of a race: three disjoint splits, the same ones every time."""
 
 import hashlib
+import os
 import re
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,9 +133,69 @@ def test_unreadable_text_is_told_by_its_path(tmp_path, name):
         tasks.load("text", tmp_path / name)
 
 
-@pytest.mark.parametrize("content", [b"", b"too short", b"\0 binary " * 9000])
-def test_too_short_text_is_told_with_its_size(tmp_path, content):
-    path = tmp_path / "short.txt"
-    path.write_bytes(content)
-    with pytest.raises(RaceError, match=r"the text has \d+ bytes in \d file\(s\), the race needs at least 5200"):
+@pytest.mark.parametrize(
+    ("contents", "size"),
+    [
+        ([b""], "0 bytes in 1 file"),
+        ([b"too short"], "9 bytes in 1 file"),
+        ([b"one", b"\0", b"two"], "6 bytes in 2 files"),
+    ],
+)
+def test_too_short_text_is_told_with_its_size(tmp_path, contents, size):
+    write(tmp_path, contents)
+    with pytest.raises(RaceError, match=rf"^the text has {size}, the race needs at least 5200$"):
+        tasks.load("text", tmp_path)
+
+
+def write(folder, contents):
+    for n, content in enumerate(contents):
+        (folder / f"{n}.txt").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("contents", "why"),
+    [
+        ([], "the folder has no files, hidden ones apart"),
+        ([b"\0 binary " * 9000], "1 file holds zero bytes and counts as binary"),
+        (["utf-16".encode("utf-16"), b"\0"], "2 files hold zero bytes and count as binary"),
+    ],
+)
+def test_a_folder_without_text_is_told(tmp_path, contents, why):
+    write(tmp_path, contents)
+    (tmp_path / ".hidden").write_bytes(LINES)
+    with pytest.raises(RaceError) as refused:
+        tasks.load("text", tmp_path)
+    assert str(refused.value) == f"no text in {tmp_path}: {why}"
+
+
+def test_a_binary_file_is_told(tmp_path):
+    path = tmp_path / "picture.bin"
+    path.write_bytes(b"\0" * 9000)
+    with pytest.raises(RaceError, match=r"no text in .*picture\.bin: 1 file holds zero bytes and counts as binary$"):
         tasks.load("text", path)
+
+
+def test_only_regular_files_of_a_folder_are_read(tmp_path):
+    write(tmp_path, [LINES])
+    plain = tasks.load("text", tmp_path)
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "dangling.txt").symlink_to(tmp_path / "absent.txt")
+    assert tasks.load("text", tmp_path).fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines", b"\x1b[31mred"])
+def test_any_name_of_a_file_or_folder_is_split_and_described(tmp_path, name):
+    folder = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+    folder.mkdir()
+    for number, content in files(60):
+        (folder / os.fsdecode(name + b"-" + number.encode())).write_bytes(content)
+    problem = tasks.load("text", folder)
+    assert "by file" in problem.description
+    assert problem.description.isprintable()
+    assert problem.description.encode("utf-8")
+
+
+def test_a_readable_name_is_described_as_it_is(tmp_path):
+    path = tmp_path / "Märchen [1].txt"
+    path.write_bytes(LINES)
+    assert "the bytes of Märchen [1].txt" in tasks.load("text", path).description
