@@ -87,7 +87,7 @@ def _add_race(parser: argparse.ArgumentParser) -> None:
             "Python's standard library, a small byte-level transformer (about ten minutes)"
         ),
     )
-    what.add_argument("--text", type=Path, metavar="PATH", help="your own text file or folder instead of --task")
+    what.add_argument("--text", type=_path, metavar="PATH", help="your own text file or folder instead of --task")
     what.add_argument("--list", action="store_true", help="show all methods (or those of --optimizers) and exit")
     budget = parser.add_argument_group("budget, the same for every optimizer")
     budget.add_argument("--steps", type=_positive_integer, metavar="N", help="default: 600 digits, 300 text")
@@ -109,8 +109,14 @@ def _add_race(parser: argparse.ArgumentParser) -> None:
     )
     budget.add_argument("--quick", action="store_true", help="few steps, few rates, one optimizer of each family")
     files = parser.add_argument_group("files")
-    files.add_argument("--out", type=Path, metavar="FOLDER", help="default: race-digits, race-pysource, race-text")
+    files.add_argument("--out", type=_path, metavar="FOLDER", help="default: race-digits, race-pysource, race-text")
     files.add_argument("--resume", action="store_true", help="keep the optimizers already in --out and go on")
+
+
+def _path(word: str) -> Path:
+    if not word:
+        raise argparse.ArgumentTypeError("must name a file or folder, got ''")
+    return Path(word)
 
 
 def _positive_integer(word: str) -> int:

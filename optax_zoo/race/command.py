@@ -1,6 +1,7 @@
 """What `optax-zoo race` does with its arguments."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
 import itertools
@@ -8,7 +9,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from rich.console import Console
 import optax_zoo
 from optax_zoo import Paper
 from optax_zoo.race import entrants, report, runner, tasks
-from optax_zoo.race.errors import RaceError
+from optax_zoo.race.errors import RaceError, printable
 from optax_zoo.race.progress import LiveProgress
 from optax_zoo.race.results import FILE_NAME, RaceResults, Settings, Task, load, save
 from optax_zoo.race.tasks import Problem
@@ -51,28 +52,14 @@ def race(options: argparse.Namespace, again: str) -> int:
     try:
         results = train(folder, problem, results, papers, console)
         report.print_leaderboard(results, console)
-        files = write_report(results, folder)
-        pictures = sum(file.suffix == ".png" for file in files)
-        console.print(f"wrote {folder / report.FILE_NAME} and {pictures} pictures", highlight=False, markup=False)
+        page, *pictures = report.write_report(results, folder)
+        console.print(f"wrote {printable(page)} and {len(pictures)} pictures", highlight=False, markup=False)
     except KeyboardInterrupt:
         done = len(load(folder / FILE_NAME).optimizers)
         kept = f"{done} finished optimizers are kept in {folder}"
         print(f"optax-zoo race: interrupted; {kept}; go on with: {again}", file=sys.stderr)
         return 130
     return 0
-
-
-def write_report(results: RaceResults, folder: Path) -> list[Path]:
-    """Writes the page and the pictures.
-
-    Raises:
-      RaceError: a file cannot be written; the results are complete all the same.
-    """
-    try:
-        return report.write_report(results, folder)
-    except OSError as error:
-        sentence = f"cannot write {error.filename or folder}: {error.strerror}; {FILE_NAME} is complete"
-        raise RaceError(sentence) from error
 
 
 def choose_settings(problem: Problem, options: argparse.Namespace) -> Settings:
@@ -111,7 +98,8 @@ def begin(folder: Path, problem: Problem, settings: Settings, resume: bool, cons
     """The results to go on with: those of the folder if `resume`, else new ones; older ones are moved aside.
 
     Raises:
-      RaceError: with `resume`, if the folder's race is damaged, of another version, or not the same race.
+      RaceError: with `resume`, if the folder's race is damaged, of another version, or not the same race; or the
+        new file cannot be written, and the earlier one stays where it is.
     """
     path = folder / FILE_NAME
     results = RaceResults(
@@ -124,18 +112,45 @@ def begin(folder: Path, problem: Problem, settings: Settings, resume: bool, cons
         found = load(path)
         refuse_differences(path, found, results)
         return found
-    if path.exists():
-        aside = next(new for n in itertools.count(1) if not (new := folder / f"results-{n}.json").exists())
+    if not path.exists():
+        keep(results, path)
+        return results
+    aside = next(new for n in itertools.count(1) if not (new := folder / f"results-{n}.json").exists())
+    with telling(path):
         os.replace(path, aside)
-        console.print(f"kept the earlier results as {aside}", highlight=False, markup=False)
-    save(results, path)
+        try:
+            save(results, path)
+        except OSError:
+            os.replace(aside, path)
+            raise
+    console.print(f"kept the earlier results as {printable(aside)}", highlight=False, markup=False)
     return results
 
 
+@contextlib.contextmanager
+def telling(path: Path) -> Iterator[None]:
+    """Raises RaceError, which names `path`, for an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise RaceError(f"cannot write {path}: {error.strerror}; what was saved before is kept") from error
+
+
+def keep(results: RaceResults, path: Path) -> None:
+    """Saves the results.
+
+    Raises:
+      RaceError: they cannot be written, and the file stays as it is.
+    """
+    with telling(path):
+        save(results, path)
+
+
 def refuse_differences(path: Path, found: RaceResults, wanted: RaceResults) -> None:
-    """Raises RaceError unless both races have the same settings and versions."""
-    old = dataclasses.asdict(found.settings) | dict(found.versions)
-    new = dataclasses.asdict(wanted.settings) | dict(wanted.versions)
+    """Raises RaceError unless both races have the same settings and versions, and run on the same machine."""
+    old, new = (
+        dataclasses.asdict(race.settings) | dict(race.versions) | dict(race.machine) for race in (found, wanted)
+    )
     different = [name for name in new if old.get(name) != new[name]]
     if different:
         listed = "; ".join(f"{name} {old.get(name)}, now {new[name]}" for name in different)
@@ -158,15 +173,8 @@ def train(
         markup=False,
     )
 
-    def keep(grown: RaceResults) -> None:
-        try:
-            save(grown, path)
-        except OSError as error:
-            sentence = f"cannot write {path}: {error.strerror}; it keeps what was saved before"
-            raise RaceError(sentence) from error
-
     with LiveProgress(console, len(papers) - len(left), len(papers), settings.steps) as watcher:
-        return runner.race(runner.Track(problem, settings), left, results, keep, watcher)
+        return runner.race(runner.Track(problem, settings), left, results, lambda grown: keep(grown, path), watcher)
 
 
 def versions() -> dict[str, str]:

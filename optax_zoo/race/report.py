@@ -14,6 +14,7 @@ from rich.text import Text
 import optax_zoo
 from optax_zoo.race import pictures, surface
 from optax_zoo.race.errors import RaceError
+from optax_zoo.race.results import FILE_NAME as RESULTS
 from optax_zoo.race.results import REFERENCE, RaceResults, write_atomically
 from optax_zoo.race.standings import DIVERGENCE_RULE, SIGNIFICANCE_RULE, Standing, leaderboard
 
@@ -56,7 +57,7 @@ def write_report(results: RaceResults, out_dir: Path) -> list[Path]:
     An optimizer that is no longer registered has no picture on the surface.
 
     Raises:
-      RaceError: a file cannot be written; the results themselves are not touched.
+      RaceError: a file cannot be written; the results file is complete all the same.
     """
     papers = optax_zoo.papers()
     paths = {name: surface.run(papers[name]) for name in results.names if name in papers}
@@ -65,7 +66,7 @@ def write_report(results: RaceResults, out_dir: Path) -> list[Path]:
         page = out_dir / FILE_NAME
         write_atomically(page, markdown(results, [path.relative_to(out_dir).as_posix() for path in drawn]))
     except OSError as error:
-        raise RaceError(f"cannot write to {out_dir}: {error.strerror}; the results of the race are kept") from error
+        raise RaceError(f"cannot write to {out_dir}: {error.strerror}; {RESULTS} is complete") from error
     return [page, *drawn]
 
 

@@ -16,10 +16,14 @@ TINY = ["race", "--steps", "3", "--seeds", "2", "--learning-rates", "0.01,0.1"]
 CURVES = ("train_loss", "selection_loss", "report_loss", "accuracy")
 
 
+def write_nothing(results, folder):
+    return [folder / "leaderboard.md"]
+
+
 @pytest.fixture
 def unpictured(monkeypatch):
     """No pictures, which have tests of their own."""
-    monkeypatch.setattr(report, "write_report", lambda results, folder: [])
+    monkeypatch.setattr(report, "write_report", write_nothing)
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ def sentence(capsys):
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("race")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write_report", lambda results, folder: [])
+        patch.setattr(report, "write_report", write_nothing)
         assert cli.main([*TINY, "--optimizers", "sgd", "--out", str(folder)]) == 0
     return folder
 
@@ -126,12 +130,16 @@ def test_resuming_another_race_is_refused(capsys, uninterrupted, change, told):
 
 
 @pytest.mark.usefixtures("untrained")
-def test_resuming_with_other_versions_is_refused(tmp_path, capsys, uninterrupted):
+@pytest.mark.parametrize(
+    ("of", "name", "value"),
+    [("versions", "jax", "0.0.1"), ("machine", "device", "JAX on TPU v7"), ("machine", "cpus", "0 CPUs")],
+)
+def test_resuming_with_other_versions_or_elsewhere_is_refused(tmp_path, capsys, uninterrupted, of, name, value):
     record = json.loads((uninterrupted / "results.json").read_text())
-    record["versions"]["jax"] = "0.0.1"
+    record[of][name] = value
     (tmp_path / "results.json").write_text(json.dumps(record))
     assert cli.main([*TINY, "--out", str(tmp_path), "--resume"]) == 1
-    assert "jax 0.0.1, now " in sentence(capsys)
+    assert f"({name} {value}, now " in sentence(capsys)
 
 
 @pytest.mark.usefixtures("untrained")
@@ -170,8 +178,46 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fill_up)
     assert cli.main([*TINY, "--optimizers", "sgd", "--out", str(tmp_path)]) == 1
-    assert "No space left on device; it keeps what was saved before" in sentence(capsys)
+    assert "No space left on device; what was saved before is kept" in sentence(capsys)
     assert results.load(tmp_path / "results.json").names == ("adamw",)
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("earlier", [None, "earlier results"])
+def test_a_disk_that_is_full_from_the_start_moves_nothing(tmp_path, capsys, monkeypatch, earlier):
+    path, replace = tmp_path / "results.json", os.replace
+    if earlier:
+        path.write_text(earlier)
+
+    def only_renames(source, target):
+        if source.name.startswith("."):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", only_renames)
+    assert cli.main([*TINY, "--out", str(tmp_path)]) == 1
+    assert sentence(capsys) == (
+        f"optax-zoo race: cannot write {path}: No space left on device; what was saved before is kept"
+    )
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == ({path.name: earlier} if earlier else {})
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_report_that_cannot_be_written_leaves_the_results(tmp_path, capsys):
+    (tmp_path / "leaderboard.md").mkdir()
+    assert cli.main([*TINY, "--optimizers", "adamw", "--out", str(tmp_path)]) == 1
+    assert sentence(capsys) == (f"optax-zoo race: cannot write to {tmp_path}: Is a directory; results.json is complete")
+    assert results.load(tmp_path / "results.json").names == ("adamw",)
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_folder_of_any_name_is_told(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    monkeypatch.setattr(report, "write_report", write_nothing)
+    arguments = [*TINY, "--optimizers", "adamw", "--out", str(folder)]
+    assert cli.main(arguments) == cli.main(arguments) == 0
+    shown = capsys.readouterr().out.replace("\n", "")
+    assert r"caf\udce9/leaderboard.md" in shown and r"caf\udce9/results-1.json" in shown
 
 
 @pytest.mark.usefixtures("untrained")
@@ -181,7 +227,7 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path, capsys, monkeypatch):
         (["--optimizers", "adamm"], "'adamm': no such method; did you mean 'adam"),
         (["--optimizers", "sgd,zzz*"], "'zzz*': no such method; see optax-zoo race --list"),
         (["--text", "absent.txt"], "cannot read absent.txt: No such file or directory"),
-        (["--text", "short.txt"], "the text has 5 bytes in 1 file(s), the race needs at least 5200"),
+        (["--text", "short.txt"], "the text has 5 bytes in 1 file, the race needs at least 5200"),
         (["--text", "short.txt", "--task", "digits"], "--task and --text exclude each other"),
         (["--out", "short.txt"], "cannot write to short.txt: File exists; choose another --out"),
         (["--out", "short.txt/below"], "cannot write to short.txt/below: Not a directory; choose another --out"),
@@ -206,6 +252,8 @@ def test_bad_input_is_told_in_one_sentence(tmp_path, capsys, monkeypatch, argume
         (["--learning-rates", "0.1,-1"], "argument --learning-rates: must be positive numbers, got '-1'"),
         (["--learning-rates", "nan"], "argument --learning-rates: must be positive numbers, got 'nan'"),
         (["--learning-rates", ","], "argument --learning-rates: must be positive numbers, got ''"),
+        (["--text", ""], "argument --text: must name a file or folder, got ''"),
+        (["--out", ""], "argument --out: must name a file or folder, got ''"),
         (["--task", "imagenet"], "argument --task: invalid choice: 'imagenet'"),
         (["--optimisers", "sgd"], "unrecognized arguments: --optimisers"),
     ],

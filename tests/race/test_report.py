@@ -345,5 +345,5 @@ def test_the_report_is_written_and_refers_to_what_is_there(tmp_path):
 
 def test_a_page_that_cannot_be_written_is_told_in_a_sentence(tmp_path):
     (tmp_path / "leaderboard.md").mkdir()
-    with pytest.raises(RaceError, match=r"cannot write to .*; the results of the race are kept"):
+    with pytest.raises(RaceError, match=r"cannot write to .*: Is a directory; results\.json is complete"):
         report.write_report(make_race(racer("adamw", 0.3, 0.4, 0.5)), tmp_path)
