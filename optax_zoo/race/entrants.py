@@ -47,21 +47,25 @@ def select(patterns: Sequence[str]) -> list[Paper]:
 def print_methods(patterns: Sequence[str], console: Console) -> None:
     """A table of all methods, or of those that match any of `patterns`."""
     default = {paper.name for paper in by_default()}
-    table = Table(caption="*: takes part by default; state: numbers per parameter", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", "method", "kind", "library"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("state", justify="right", no_wrap=True)
-    table.add_column("paper", no_wrap=True, overflow="ellipsis", min_width=20)
-    for paper in optax_zoo.papers().values():
-        if not patterns or any(fnmatch.fnmatchcase(paper.name, pattern) for pattern in patterns):
-            table.add_row(
-                "*" if paper.name in default else "",
-                paper.name,
-                paper.kind,
-                paper.library,
-                f"{paper.floats_per_parameter:g}",
-                f"{paper.year} {paper.title}",
-            )
+    chosen = [
+        paper
+        for paper in optax_zoo.papers().values()
+        if not patterns or any(fnmatch.fnmatchcase(paper.name, pattern) for pattern in patterns)
+    ]
+    narrow = {
+        "": ["*" if paper.name in default else "" for paper in chosen],
+        "method": [paper.name for paper in chosen],
+        "kind": [paper.kind for paper in chosen],
+        "library": [paper.library for paper in chosen],
+        "state": [f"{paper.floats_per_parameter:g}" for paper in chosen],
+    }
+    table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, caption_justify="left")
+    table.caption = "*: takes part by default; state: numbers per parameter"
+    for heading, cells in narrow.items():
+        table.add_column(heading, no_wrap=True, width=max(map(len, [heading, *cells])))
+    table.add_column("paper", no_wrap=True, overflow="ellipsis", ratio=1)
+    for *cells, paper in zip(*narrow.values(), chosen, strict=True):
+        table.add_row(*cells, f"{paper.year} {paper.title}")
     console.print(table)
 
 
