@@ -84,7 +84,7 @@ def _add_race(parser: argparse.ArgumentParser) -> None:
         choices=("digits", "pysource"),
         help=(
             "digits: scikit-learn's handwritten digits, a small perceptron (default); pysource: the source text of "
-            "Python's standard library, a small byte-level transformer (about ten minutes)"
+            "Python's standard library, a small byte-level transformer (some minutes for each optimizer)"
         ),
     )
     what.add_argument("--text", type=_path, metavar="PATH", help="your own text file or folder instead of --task")
