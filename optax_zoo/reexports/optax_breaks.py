@@ -59,14 +59,24 @@ _BREAKS: Mapping[str, Mapping[str, str]] = {
         ),
     },
     "schedules": {
-        "only the learning rate may be a schedule": (
-            "acprop adadelta adafactor adagrad adam adamax adamaxw adamw adan adopt amsgrad cocob dadapt_adamw "
-            "dog dowg fromage lamb lars lion momo momo_adam nadam nadamw noisy_sgd novograd optimistic_adam_v2 "
-            "optimistic_gradient_descent polyak_sgd prodigy radam rmsprop rprop signum simplified_ademamix sm3 "
-            "yogi"
+        "b1 may not be a schedule": (
+            "acprop adam adamax adamaxw adamw adan adopt amsgrad lamb lion momo_adam nadam nadamw novograd radam "
+            "simplified_ademamix yogi"
         ),
+        "rho may not be a schedule": "adadelta",
+        "decay_rate may not be a schedule": "adafactor",
+        "initial_accumulator_value may not be a schedule": "adagrad",
         "max_norm may not be a schedule": "clip_by_global_norm",
-        "no number may be a schedule": "mechanize",
+        "alpha may not be a schedule": "cocob optimistic_adam_v2 optimistic_gradient_descent",
+        "eps may not be a schedule": "dadapt_adamw dog dowg prodigy",
+        "min_norm may not be a schedule": "fromage",
+        "trust_coefficient may not be a schedule": "lars",
+        "weight_decay may not be a schedule": "mechanize",
+        "beta may not be a schedule": "momo signum",
+        "eta may not be a schedule": "noisy_sgd",
+        "max_learning_rate may not be a schedule": "polyak_sgd",
+        "decay may not be a schedule": "rmsprop",
+        "learning_rate may not be a schedule": "rprop sm3",
     },
     "shard_map": {
         "norms and means are taken over one device's block": (

@@ -13,10 +13,12 @@ from tests.laws.harness import (
     STEPS,
     Batch,
     PyTree,
+    Violation,
     assert_close,
     build,
     law,
     make_batch,
+    make_params,
     numbers,
     rate,
     reference,
@@ -35,9 +37,20 @@ def schedulable(paper: Paper) -> dict[str, float]:
     return {name: given[name] for name in floating if type(given[name]) in (int, float)}
 
 
-@law(concerns=lambda paper: bool(schedulable(paper)))
+def assert_may_be_schedule(paper: Paper, name: str, value: float) -> None:
+    params = make_params()
+    try:
+        tx = build(paper, rate(paper), **{name: lambda count: jnp.float32(value)})
+        jax.eval_shape(stepper(tx), params, jax.eval_shape(tx.init, params), make_batch(0))
+    except TypeError as refusal:
+        raise Violation(f"{name} may not be a schedule") from refusal
+
+
+@law(concerns=lambda paper: bool(schedulable(paper)), in_words=True)
 def test_schedules(paper: Paper) -> None:
     values = schedulable(paper)
+    for name, value in values.items():
+        assert_may_be_schedule(paper, name, value)
 
     def schedule(value: float, disturbed_at: Array) -> Callable[[Array], Array]:
         return lambda count: jnp.float32(value) + jnp.where(count == disturbed_at, 3.0, 0.0)
