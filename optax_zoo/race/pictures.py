@@ -27,7 +27,7 @@ from optax_zoo.race.drawing import (
     save,
 )
 from optax_zoo.race.results import REFERENCE, Floats, OptimizerResult, RaceResults
-from optax_zoo.race.standings import Standing, leaderboard
+from optax_zoo.race.standings import Standing, count_diverged_as_untrained, leaderboard
 
 LABELLED = 30
 BANDS = 3
@@ -148,8 +148,8 @@ def _digits(value: float) -> str:
 
 def _runs(result: OptimizerResult, training: bool) -> Floats:
     """[S, E] at the best learning rate; a diverged run stays where it began, as in the leaderboard."""
-    losses = (result.train_loss if training else result.report_loss)[result.best]
-    return np.where(result.diverged[result.best, :, None], losses[:, :1], losses)
+    losses = result.train_loss if training else result.report_loss
+    return count_diverged_as_untrained(losses, result.diverged)[result.best]
 
 
 def _name_colour(style: Look) -> str:

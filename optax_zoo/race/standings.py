@@ -90,13 +90,18 @@ def find_diverged(*losses: Floats) -> Bools:
     return diverged
 
 
+def count_diverged_as_untrained(curves: Floats, diverged: Bools) -> Floats:
+    """[L, S, E]: `curves`, with those of diverged runs staying at their first value."""
+    return np.where(diverged[..., None], curves[..., :1], curves)
+
+
 def choose_best(train_loss: Floats, selection_loss: Floats) -> int:
     """Index of the lowest mean final selection loss among learning rates with the fewest diverged seeds.
 
     The report split has no say in it, so that a run may diverge there alone at the learning rate chosen.
     """
     diverged = find_diverged(train_loss, selection_loss)
-    final = _count_diverged_as_untrained(selection_loss, diverged)[..., -1].mean(axis=-1)
+    final = count_diverged_as_untrained(selection_loss, diverged)[..., -1].mean(axis=-1)
     return int(np.lexsort((final, diverged.sum(axis=-1)))[0])
 
 
@@ -109,12 +114,12 @@ def final_accuracies(result: OptimizerResult) -> Floats | None:
     """[S]: final accuracy at the best learning rate, of a diverged run that before training; None without any."""
     if result.accuracy is None:
         return None
-    return _count_diverged_as_untrained(result.accuracy, result.diverged)[result.best, :, -1]
+    return count_diverged_as_untrained(result.accuracy, result.diverged)[result.best, :, -1]
 
 
 def report_curves(result: OptimizerResult) -> Floats:
     """[S, E]: report loss at the best learning rate; a diverged run stays at its loss before training."""
-    return _count_diverged_as_untrained(result.report_loss, result.diverged)[result.best]
+    return count_diverged_as_untrained(result.report_loss, result.diverged)[result.best]
 
 
 def steps_to_reach(result: OptimizerResult, target: float) -> float:
@@ -220,10 +225,6 @@ def _edge(result: OptimizerResult) -> str | None:
 
 def _spread(values: Floats) -> float | None:
     return float(values.std(ddof=1)) if values.size > 1 else None
-
-
-def _count_diverged_as_untrained(curves: Floats, diverged: Bools) -> Floats:
-    return np.where(diverged[..., None], curves[..., :1], curves)
 
 
 def _verdict(difference: float, p_holm: float | None) -> str:
