@@ -37,7 +37,10 @@ def required(paper: zoo.Paper) -> tuple:
 @pytest.mark.parametrize("paper", zoo.papers().values(), ids=lambda paper: paper.name)
 def test_the_state_is_as_large_as_recorded(paper: zoo.Paper) -> None:
     params = {"w": jnp.ones((256, 256))}
-    count = lambda tx: sum(x.size for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))  # noqa: E731
+
+    def count(tx: optax.GradientTransformation) -> int:
+        return sum(x.size for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
+
     extra = count(paper.build(1e-3)) - (0 if paper.kind == "optimizer" else count(optax.adamw(1e-3)))
     assert abs(extra / params["w"].size - paper.floats_per_parameter) < 0.05
 
