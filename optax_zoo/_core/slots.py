@@ -107,7 +107,8 @@ def floating(dtype: DTypeLike) -> jnp.dtype:
     except TypeError:
         known = None
     if known is None or not jnp.issubdtype(known, jnp.inexact):
-        raise TypeError(f"{speaker()}: {dtype!r} is not a floating dtype such as 'bfloat16'")
+        shown = dtype if known is None else str(known)
+        raise TypeError(f"{speaker()}: {shown!r} is not a floating dtype such as 'bfloat16'")
     return known
 
 

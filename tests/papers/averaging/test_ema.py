@@ -153,7 +153,7 @@ def test_the_accumulator_is_never_narrower_than_the_parameters() -> None:
     params = {"half": jnp.ones(2, jnp.bfloat16), "single": jnp.ones(2, jnp.float32)}
     state = zoo.with_ema(optax.sgd(0.1), accumulator_dtype=jnp.bfloat16).init(params)
     assert {name: leaf.dtype for name, leaf in state.ema.items()} == {name: p.dtype for name, p in params.items()}
-    with pytest.raises(TypeError, match="with_ema: accumulator_dtype must be a real floating dtype, got int32"):
+    with pytest.raises(TypeError, match="with_ema: 'int32' is not a floating dtype such as 'bfloat16'"):
         zoo.with_ema(optax.sgd(0.1), accumulator_dtype=jnp.int32)
 
 
