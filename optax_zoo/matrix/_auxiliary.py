@@ -15,7 +15,7 @@ from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq, check_range, debias,
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import speaker
 from optax_zoo._core.slots import squares, zeros
-from optax_zoo._core.trees import PyTree
+from optax_zoo._core.trees import Leaves, PyTree
 from optax_zoo._core.views import Choice, DimensionNumbers, choose, is_view
 
 NOT_HIDDEN = ("*embed*", "wte", "wpe", "*head", "logits", "classifier")
@@ -106,7 +106,14 @@ def with_auxiliary_adam(
             chosen = [view is not None or jnp.ndim(leaf) == 2 for view, leaf in zip(views, leaves, strict=True)]
         return jax.tree.unflatten(treedef, ["matrix" if yes else "adam" for yes in chosen])
 
-    return optax.partition({"matrix": matrices, "adam": adam}, labels)
+    parts = optax.partition({"matrix": matrices, "adam": adam}, labels)
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
+        if params is not None:
+            Leaves(name, "the gradient", updates).match("params", params)
+        return parts.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(parts.init, update)
 
 
 def _scale_by_adam(b1: Any, b2: Any, eps: Any) -> optax.GradientTransformationExtraArgs:

@@ -100,6 +100,11 @@ MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "with_ema: the gradient and params must have the same tree structure; params has a leaf at ['b'],",
     ),
     (
+        lambda: zoo.muon(1e-3).update({"w": PARAMS["w"]}, zoo.muon(1e-3).init(PARAMS), PARAMS),
+        ValueError,
+        "muon: the gradient and params must have the same tree structure; params has a leaf at ['b'],",
+    ),
+    (
         lambda: zoo.eval_params(zoo.with_ema(optax.sgd(0.1)).init(PARAMS), {"w": PARAMS["w"]}),
         ValueError,
         "eval_params: params and the average in the state must have the same tree structure;",
