@@ -16,7 +16,7 @@ from optax_zoo._core.trees import PyTree, is_function
 Mask: TypeAlias = Any
 """A (prefix) tree of bools, or a function of the parameters that returns one: True where weights decay."""
 
-Decoupling: TypeAlias = Literal["lr", "fixed", "l2"]
+Decoupling: TypeAlias = Literal["lr", "fixed", "l2", "after"]
 
 
 class LearningRateState(NamedTuple):
@@ -44,7 +44,8 @@ def finish(
         `learning_rate`.
       weight_decay: decay coefficient wd; a Python 0 leaves decay out (then params are not needed for it).
       mask: which leaves decay; None: all.
-      decay: "lr": `p - lr*u - lr*wd*p`; "fixed": `p - lr*u - wd*p`; "l2": `g + wd*p` goes into `transform`.
+      decay: "lr": `p - lr*u - lr*wd*p`; "fixed": `p - lr*u - wd*p`; "l2": `g + wd*p` goes into `transform`;
+        "after": `(p - lr*u) (1 - lr*wd)`.
 
     Returns:
       An `optax.chain` whose update is in the gradients' dtype.
@@ -52,8 +53,34 @@ def finish(
     decays = not hp.is_zero(weight_decay)
     rate = _learning_rate(learning_rate, weight_decay if decays and decay != "l2" else 0.0, mask, decay)
     if decays and decay == "l2":
-        return optax.chain(_add_decay(weight_decay, mask), transform, rate)
+        return optax.chain(add_decay(weight_decay, mask), transform, rate)
     return optax.chain(transform, rate)
+
+
+def decay_with_rate(
+    step: optax.GradientTransformation,
+    learning_rate: hp.ScalarOrSchedule,
+    weight_decay: hp.ScalarOrSchedule,
+    mask: Mask | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Decoupled decay for a rule that has the learning rate inside: its finished update, minus lr*wd*p.
+
+    Args:
+      step: a rule that returns what is to be added to the parameters.
+      learning_rate, weight_decay, mask: as in `finish`.
+    """
+    if hp.is_zero(weight_decay):
+        return optax.with_extra_args_support(step)
+
+    @leafwise(
+        DecayState,
+        hyper={"learning_rate": learning_rate, "weight_decay": weight_decay},
+        static={"mask": flags(mask)},
+    )
+    def decay(update: Array, s: DecayState, h: Any, p: Array, *, mask: bool) -> tuple[Array, DecayState]:
+        return (update - h.learning_rate * h.weight_decay * p if mask else update), s
+
+    return optax.chain(step, decay)
 
 
 def _learning_rate(
@@ -76,7 +103,7 @@ def _learning_rate(
     @leafwise(
         LearningRateState,
         hyper={"learning_rate": learning_rate, "weight_decay": weight_decay},
-        static={"mask": _flags(mask)},
+        static={"mask": flags(mask)},
         step=step,
         learning_rate=0.0,
     )
@@ -87,20 +114,22 @@ def _learning_rate(
             return -h.learning_rate * u, s
         if decay == "fixed":
             return -(h.learning_rate * u + h.weight_decay * p), s
+        if decay == "after":
+            return -h.learning_rate * (u + h.weight_decay * (p - h.learning_rate * u)), s
         return -h.learning_rate * (u + h.weight_decay * p), s
 
     return descend_and_decay
 
 
-def _add_decay(weight_decay: hp.ScalarOrSchedule, mask: Mask | None) -> optax.GradientTransformationExtraArgs:
-    @leafwise(DecayState, hyper={"weight_decay": weight_decay}, static={"mask": _flags(mask)})
+def add_decay(weight_decay: hp.ScalarOrSchedule, mask: Mask | None) -> optax.GradientTransformationExtraArgs:
+    @leafwise(DecayState, hyper={"weight_decay": weight_decay}, static={"mask": flags(mask)})
     def add(g: Array, s: DecayState, h: Any, p: Array, *, mask: bool) -> tuple[Array, DecayState]:
         return (g + h.weight_decay * p if mask else g), s
 
     return add
 
 
-def _flags(mask: Mask | None) -> Callable[[PyTree], PyTree]:
+def flags(mask: Mask | None) -> Callable[[PyTree], PyTree]:
     """`mask` as a function of a tree that returns a (prefix) tree of Python bools."""
     name = speaker()
 
@@ -109,7 +138,7 @@ def _flags(mask: Mask | None) -> Callable[[PyTree], PyTree]:
             raise TypeError(f"{name}: mask must hold True or False for every leaf, got {value!r}")
         return bool(value)
 
-    def flags(tree: PyTree) -> PyTree:
+    def of(tree: PyTree) -> PyTree:
         return jax.tree.map(flag, True if mask is None else mask(tree) if is_function(mask) else mask)
 
-    return flags
+    return of

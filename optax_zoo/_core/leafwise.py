@@ -39,6 +39,7 @@ def leafwise(
     static: Mapping[str, Any] | None = None,
     needs: tuple[str, ...] = (),
     copy_integers: bool = False,
+    real_only: bool = False,
     **fields: Field,
 ) -> Callable[[Rule], optax.GradientTransformationExtraArgs]:
     """Turns `rule(g, s, h)` or `rule(g, s, h, p)` for one leaf into a transformation.
@@ -58,6 +59,7 @@ def leafwise(
         the gradients' tree.
       needs: extra arguments of `update` (such as `value`) that the step cannot do without; `h.name`.
       copy_integers: integer leaves are copied into every slot instead of being refused.
+      real_only: complex leaves are refused by path.
       **fields: a `Slot` for a params-shaped tree, a number for a scalar's first value, None for a field left out.
 
     Returns:
@@ -65,7 +67,7 @@ def leafwise(
 
     Raises (in `update`):
       ValueError: a needed argument is missing, or trees do not match; the sentence names the method and the path.
-      TypeError: an integer leaf.
+      TypeError: an integer leaf, or with `real_only` a complex one.
     """
     name = speaker()
     values = hp.checked(hyper or {}, ranges or {})
@@ -83,7 +85,7 @@ def leafwise(
 
         def init(params: PyTree) -> Any:
             if not copy_integers:
-                Leaves(name, "params", params).only_inexact()
+                Leaves(name, "params", params).only_inexact(real_only)
             trees = {field: jax.tree.map(slot.init, params) for field, slot in slots.items()}
             firsts = {field: jnp.full((), first, hp.scalar_dtype()) for field, first in scalars.items()}
             rest = dict.fromkeys(state_type._fields[1:])
@@ -92,7 +94,7 @@ def leafwise(
         def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
             leaves = Leaves(name, "the gradient", updates)
             if not copy_integers:
-                leaves.only_inexact()
+                leaves.only_inexact(real_only)
             if params is None and (wants_params or sums_want_params):
                 raise ValueError(f"{name}: needs params; call update(grads, state, params)")
             ps: list[Any] = [None] * len(leaves.values)

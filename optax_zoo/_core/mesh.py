@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 
@@ -29,6 +30,20 @@ def is_manual() -> bool:
 def global_size(x: Array) -> int:
     """Number of entries of the whole leaf of which `x` may be one device's block."""
     return x.size * math.prod(jax.lax.axis_size(axis) for axis in varying_axes(x))
+
+
+def total(x: Array) -> Array:
+    """The sum over all entries of the whole leaf of which `x` may be one device's block; a scalar."""
+    summed = jnp.sum(x)
+    axes = varying_axes(summed)
+    return jax.lax.psum(summed, axes) if axes else summed
+
+
+def largest(x: Array) -> Array:
+    """The largest entry, at least 0, of the whole leaf of which `x` may be one device's block; a scalar."""
+    most = jnp.max(x, initial=0.0)
+    axes = varying_axes(most)
+    return jax.lax.pmax(most, axes) if axes else most
 
 
 def sum_leaves(partial: Iterable[Mapping[str, Array]]) -> dict[str, Array]:

@@ -53,13 +53,18 @@ class Leaves:
                     f" and {what} has shape {jnp.shape(other)}"
                 )
 
-    def only_inexact(self) -> None:
-        """Refuses integer and boolean leaves by name."""
+    def only_inexact(self, real_only: bool = False) -> None:
+        """Refuses integer and boolean leaves by path, and with `real_only` complex ones."""
         for path, leaf in zip(self.paths, self.values, strict=True):
             if leaf is not None and not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
                 raise TypeError(
                     f"{self.speaker}: {self.what} at {path} is {jnp.result_type(leaf)}; only floating or complex"
                     " leaves can be optimized (mask it, or pass None in its place)"
+                )
+            if leaf is not None and real_only and jnp.iscomplexobj(leaf):
+                raise TypeError(
+                    f"{self.speaker}: {self.what} at {path} is complex; the method orders or multiplies real numbers"
+                    " (mask the leaf, or split it into its real and imaginary part)"
                 )
 
     def unflatten(self, values: list[Any]) -> PyTree:
