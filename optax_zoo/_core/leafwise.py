@@ -9,7 +9,7 @@ the rule once per leaf shape, sums over leaves and mesh axes, and answers mismat
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -20,12 +20,14 @@ from jax import Array
 
 from optax_zoo._core import hyper as hp
 from optax_zoo._core import mesh
+from optax_zoo._core.blocks import is_spec
 from optax_zoo._core.naming import speaker
-from optax_zoo._core.slots import Slot, widest
-from optax_zoo._core.trees import Leaves, PyTree, per_leaf
+from optax_zoo._core.slots import Slot, Statistic, widest
+from optax_zoo._core.trees import Leaves, PyTree, per_leaf, stands_for_params
+from optax_zoo._core.views import choose
 
 Rule: TypeAlias = Callable[..., Any]
-Field: TypeAlias = Slot | float | None
+Field: TypeAlias = Slot | Statistic | float | None
 
 
 def leafwise(
@@ -56,11 +58,13 @@ def leafwise(
       step: `step(h, s)` -> dict of scalars computed once per step; `h.name` in the rule. A name that is a scalar
         field of the state becomes its new value.
       static: per leaf Python values passed to the rule by keyword: a constant, a (prefix) tree or a callable of
-        the gradients' tree.
+        the gradients' tree. A rule that takes the keyword `spec` is given the leaf's PartitionSpec, from the extra
+        argument `param_specs`, or None.
       needs: extra arguments of `update` (such as `value`) that the step cannot do without; `h.name`.
       copy_integers: integer leaves are copied into every slot instead of being refused.
       real_only: complex leaves are refused by path.
-      **fields: a `Slot` for a params-shaped tree, a number for a scalar's first value, None for a field left out.
+      **fields: a `Slot` for a params-shaped tree, a `Statistic` for something else of each leaf, a number for a
+        scalar's first value, None for a field left out.
 
     Returns:
       A decorator that takes the rule and returns the transformation. The rule returns (update, new s).
@@ -72,6 +76,8 @@ def leafwise(
     name = speaker()
     values = hp.checked(hyper or {}, ranges or {})
     slots = {field: slot for field, slot in fields.items() if isinstance(slot, Slot)}
+    statistics = {field: slot for field, slot in fields.items() if isinstance(slot, Statistic)}
+    columned = (*slots, *statistics)
     scalars = {field: first for field, first in fields.items() if isinstance(first, int | float)}
     declared = ("count", *fields)
     if state_type._fields[: len(declared)] != declared:
@@ -80,16 +86,30 @@ def leafwise(
     def build(rule: Rule) -> optax.GradientTransformationExtraArgs:
         wants_params = "p" in inspect.signature(rule).parameters
         sums_want_params = sums is not None and "p" in inspect.signature(sums).parameters
-        run = _jitted(rule, state_type, slots, wants_params)
-        run_sums = _jitted(sums, state_type, slots, sums_want_params) if sums else None
+        run = _jitted(rule, state_type, columned, wants_params)
+        run_sums = _jitted(sums, state_type, columned, sums_want_params) if sums else None
+        wants_spec = "spec" in _static_names(rule)
 
         def init(params: PyTree) -> Any:
             if not copy_integers:
                 Leaves(name, "params", params).only_inexact(real_only)
             trees = {field: jax.tree.map(slot.init, params) for field, slot in slots.items()}
+            trees |= {field: statistic_of(slot, params) for field, slot in statistics.items()}
             firsts = {field: jnp.full((), first, hp.scalar_dtype()) for field, first in scalars.items()}
             rest = dict.fromkeys(state_type._fields[1:])
             return state_type(jnp.zeros((), jnp.int32), **{**rest, **firsts, **trees})
+
+        def statistic_of(slot: Statistic, params: PyTree) -> PyTree:
+            if stands_for_params(params):
+                return jnp.zeros(())
+            leaves = Leaves(name, "params", params)
+            chosen = {key: per_leaf(leaves, key, value) for key, value in (static or {}).items()}
+            return leaves.unflatten(
+                [
+                    leaf if leaf is None else slot.first(leaf, **{key: column[i] for key, column in chosen.items()})
+                    for i, leaf in enumerate(leaves.values)
+                ]
+            )
 
         def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
             leaves = Leaves(name, "the gradient", updates)
@@ -101,10 +121,13 @@ def leafwise(
             if wants_params or sums_want_params:
                 ps = leaves.match("params", params)
                 leaves.same_shapes("params", ps)
-            columns = {field: leaves.match(f"the state's {field}", getattr(state, field)) for field in slots}
-            for field, column in columns.items():
-                leaves.same_shapes(f"the state's {field}", column)
+            columns = {field: leaves.match(f"the state's {field}", getattr(state, field)) for field in columned}
+            for field in slots:
+                leaves.same_shapes(f"the state's {field}", columns[field])
             static_values = {key: per_leaf(leaves, key, value) for key, value in (static or {}).items()}
+            if wants_spec:
+                specs = iter(choose(name, "param_specs", extra.get("param_specs"), updates, is_spec))
+                static_values["spec"] = [leaf if leaf is None else next(specs) for leaf in leaves.values]
 
             count = state.count
             h = hp.resolve(values, count)
@@ -128,7 +151,7 @@ def leafwise(
             packed = _Scalars.of(h)
             for i in live:
                 if not jnp.issubdtype(jnp.result_type(outs[i]), jnp.inexact):
-                    new = dict.fromkeys(slots, outs[i])
+                    new = dict.fromkeys(columned, outs[i])
                 else:
                     chosen = {key: column[i] for key, column in static_values.items()}
                     outs[i], new = run(*leaf_args(i), known, packed, **chosen)
@@ -158,15 +181,19 @@ class _Scalars:
         return cls(arrays, tuple(sorted((key, v) for key, v in h.items() if key not in arrays)))
 
 
-def _jitted(rule: Rule, state_type: type[Any], slots: Mapping[str, Slot], wants_params: bool) -> Rule:
+def _jitted(rule: Rule, state_type: type[Any], columned: Iterable[str], wants_params: bool) -> Rule:
     """The rule on one leaf, traced once per shape and dtype: lifts, runs, stores back."""
 
-    def one_leaf(g: Array, columns: dict, p: Array | None, known: dict, h: _Scalars, **chosen: Any) -> Any:
-        stored = [column.dtype for column in columns.values()]
+    def one_leaf(
+        g: Array, columns: dict[str, Array | None], p: Array | None, known: dict, h: _Scalars, **chosen: Any
+    ) -> Any:
+        stored = [column.dtype for column in columns.values() if column is not None]
         wide = widest(jnp.float32, g.dtype, *stored, *([p.dtype] if p is not None else []))
         real = jnp.finfo(wide).dtype
 
         def lift(x: Array) -> Array:
+            if not jnp.issubdtype(x.dtype, jnp.inexact):
+                return x
             return x.astype(wide if jnp.iscomplexobj(x) else real)
 
         def scalar(x: Any) -> Any:
@@ -181,7 +208,10 @@ def _jitted(rule: Rule, state_type: type[Any], slots: Mapping[str, Slot], wants_
         if not isinstance(out, tuple):
             return out
         u, new = out
-        return u.astype(g.dtype), {f: getattr(new, f).astype(columns[f].dtype) for f in slots}
+        kept = {f: getattr(new, f) for f, column in columns.items() if column is not None}
+        return u.astype(g.dtype), {
+            f: columns[f] if f not in kept else kept[f].astype(columns[f].dtype) for f in columns
+        }
 
     return jax.jit(one_leaf, static_argnames=_static_names(rule))
 

@@ -18,13 +18,14 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
+from optax_zoo._core.blocks import is_spec
 from optax_zoo._core.hyper import Scalar, check_range, choice
 from optax_zoo._core.naming import method as public
 from optax_zoo._core.naming import speaker
 from optax_zoo._core.quintics import Coefficients, Row, rows_of
 from optax_zoo._core.slots import at_least_float32, floating
 from optax_zoo._core.trees import PyTree
-from optax_zoo._core.views import DimensionNumbers, Matrices, choose, is_spec, layout, layouts
+from optax_zoo._core.views import DimensionNumbers, Matrices, choose, layout, layouts
 
 Method: TypeAlias = Literal["auto", "plain", "gram", "svd"]
 

@@ -17,6 +17,9 @@ from optax_zoo._core.naming import speaker
 PerParameter: TypeAlias = Any
 """A state field with one array per parameter: a params-shaped tree, and inside a rule one leaf's array."""
 
+PerLeaf: TypeAlias = Any
+"""A state field with a statistic of each leaf in another shape than the leaf's, or None; in a rule one leaf's."""
+
 Store: TypeAlias = DTypeLike | None
 """A dtype to keep a slot in; None: the slot's own rule."""
 
@@ -90,6 +93,17 @@ def copy(store: Store = None) -> Slot:
 def wide_zeros(store: Store = None) -> Slot:
     """Starts at 0 in float32 or better, for averages too slow for less, or in `store`."""
     return Slot(lambda leaf, dtype: jnp.zeros_like(leaf, dtype), _stored(store, at_least_float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistic:
+    """What the state keeps of each leaf in a shape of its own; `optax.tree_map_params` passes it by.
+
+    Attributes:
+      first: the first content from the parameter leaf and, by keyword, its `static` values; None: nothing.
+    """
+
+    first: Callable[..., Array | None]
 
 
 def _copied(leaf: Array, dtype: jnp.dtype) -> Array:

@@ -48,12 +48,14 @@ def steering(
             return rule(u, p if direction == "ascent" else -p, h), s
 
         def init(params: PyTree) -> Any:
-            return steer.init(params)._replace(inner_state=inner.init(params))
+            own: Any = steer.init(params)
+            return own._replace(inner_state=inner.init(params))
 
         def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
+            own: Any
             directed, inner_state = inner.update(updates, state.inner_state, params, **extra)
-            directed, state = steer.update(directed, state, updates)
-            return directed, state._replace(inner_state=inner_state)
+            directed, own = steer.update(directed, state, updates)
+            return directed, own._replace(inner_state=inner_state)
 
         return optax.GradientTransformationExtraArgs(init, update)
 

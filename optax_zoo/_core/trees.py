@@ -1,10 +1,12 @@
 """Trees that travel together: gradients, parameters and state slots, matched leaf by leaf."""
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.tree_util import keystr
 
 PyTree = Any
@@ -22,6 +24,17 @@ def broadcast(prefix: PyTree, tree: PyTree) -> PyTree:
 def is_function(value: object) -> bool:
     """Whether `value` is to be called, and is not a tree whose container happens to be callable, such as a module."""
     return callable(value) and jax.tree_util.all_leaves([value])
+
+
+def stands_for_params(tree: PyTree) -> bool:
+    """Whether `tree` is one node without leaves of a class of its own, as `optax.tree_map_params` puts in the place of
+    all parameters to see where the state repeats them."""
+    root = jax.tree.structure(tree)
+    data = root.node_data()
+    return root.num_nodes == 1 and root.num_leaves == 0 and data is not None and data[0] not in _CONTAINERS
+
+
+_CONTAINERS = (dict, list, tuple, collections.OrderedDict, collections.defaultdict, type(None), optax.MaskedNode)
 
 
 class Leaves:

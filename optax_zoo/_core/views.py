@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jax.tree_util import keystr
 
-from optax_zoo._core import mesh
+from optax_zoo._core.blocks import cuts
 from optax_zoo._core.trees import PyTree, is_function
 
 Axes: TypeAlias = int | Sequence[int]
@@ -173,11 +173,6 @@ def _axes(axes: Axes) -> tuple[int, ...]:
     return (axes,) if isinstance(axes, int) else tuple(axes)
 
 
-def is_spec(x: object) -> bool:
-    """Whether `x` says how an array is sharded."""
-    return isinstance(x, PartitionSpec)
-
-
 @dataclasses.dataclass(frozen=True)
 class Matrices:
     """One leaf taken apart into whole matrices, and the way back."""
@@ -195,7 +190,8 @@ class Matrices:
         Raises:
           ValueError: `x` differs between devices and there is no spec.
         """
-        gathered = _cut_axes(x, axes, spec)
+        named = cuts(x, spec, axes.where, "a matrix must be whole")
+        gathered = tuple(() if axis in axes.batch else names for axis, names in enumerate(named))
         whole = x
         for axis, names in enumerate(gathered):
             if names:
@@ -210,19 +206,3 @@ class Matrices:
                 size = self.local[axis]
                 x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(names) * size, size, axis)
         return x
-
-
-def _cut_axes(x: Array, axes: Layout, spec: PartitionSpec | None) -> tuple[tuple[str, ...], ...]:
-    """Of each axis of `x`, the mesh axes of an enclosing shard_map that cut it, batch axes excepted."""
-    if spec is None:
-        if varying := mesh.varying_axes(x):
-            raise ValueError(
-                f"{axes.where} is one device's block along mesh axis {varying[0]!r}, and a matrix must be"
-                " whole; pass the parameters' PartitionSpecs, update(grads, state, params, param_specs=...)"
-            )
-        return ()
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    cuts = [() if cut is None else (cut,) if isinstance(cut, str) else tuple(cut) for cut in spec]
-    return tuple(
-        () if axis in axes.batch else tuple(name for name in cut if name in manual) for axis, cut in enumerate(cuts)
-    )

@@ -1,0 +1,95 @@
+"""A leaf that is one device's block inside shard_map: where it lies in the whole, and what the whole is."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import PartitionSpec
+
+from optax_zoo._core import mesh
+
+
+def is_spec(x: object) -> bool:
+    """Whether `x` says how an array is sharded."""
+    return isinstance(x, PartitionSpec)
+
+
+def cuts(x: Array, spec: PartitionSpec | None, where: str, why: str) -> tuple[tuple[str, ...], ...]:
+    """Of each axis of `x`, the mesh axes of an enclosing shard_map that cut it.
+
+    Args:
+      x: a leaf, or one device's block of it.
+      spec: how the leaf is sharded; None: unknown.
+      where: the beginning of an error, such as "muon: the leaf at ['w']".
+      why: what the method needs, such as "a matrix must be whole".
+
+    Raises:
+      ValueError: `x` differs between devices and there is no spec.
+    """
+    if spec is None:
+        if varying := mesh.varying_axes(x):
+            raise ValueError(
+                f"{where} is one device's block along mesh axis {varying[0]!r}, and {why}; pass the parameters'"
+                " PartitionSpecs, update(grads, state, params, param_specs=...)"
+            )
+        return ((),) * x.ndim
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    named = [() if cut is None else (cut,) if isinstance(cut, str) else tuple(cut) for cut in spec]
+    named += [()] * (x.ndim - len(named))
+    return tuple(tuple(name for name in cut if name in manual) for cut in named)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Where a leaf, or one device's block of it, lies in the whole.
+
+    Attributes:
+      shape: of the block.
+      cut: of each axis, the mesh axes that cut it.
+    """
+
+    shape: tuple[int, ...]
+    cut: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, x: Array, spec: PartitionSpec | None, where: str, why: str) -> "Block":
+        """Reads where `x` lies; arguments and error as in `cuts`."""
+        return cls(x.shape, cuts(x, spec, where, why))
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The shape of the leaf."""
+        sizes = (math.prod(map(jax.lax.axis_size, names)) for names in self.cut)
+        return tuple(n * size for n, size in zip(self.shape, sizes, strict=True))
+
+    @property
+    def _axes(self) -> tuple[str, ...]:
+        return tuple(name for names in self.cut for name in names)
+
+    def _offsets(self) -> list[Array]:
+        return [
+            jax.lax.axis_index(names) * n if names else jnp.zeros((), jnp.int32)
+            for n, names in zip(self.shape, self.cut, strict=True)
+        ]
+
+    def assemble(self, x: Array) -> Array:
+        """The whole leaf, the same on every device, from its blocks."""
+        if not self._axes:
+            return x
+        return jax.lax.psum(
+            jax.lax.dynamic_update_slice(jnp.zeros(self.whole, x.dtype), x, self._offsets()), self._axes
+        )
+
+    def of_whole(self, whole: Array) -> Array:
+        """This device's block of the whole leaf."""
+        return jax.lax.dynamic_slice(whole, self._offsets(), self.shape) if self._axes else whole
+
+    def sum(self, x: Array, axes: Iterable[int]) -> Array:
+        """Sums over these axes of the whole leaf, which stay with size 1."""
+        axes = tuple(axes)
+        summed = jnp.sum(x, axis=axes, keepdims=True)
+        names = tuple(name for axis in axes for name in self.cut[axis])
+        return jax.lax.psum(summed, names) if names else summed
