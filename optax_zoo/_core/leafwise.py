@@ -184,9 +184,7 @@ class _Scalars:
 def _jitted(rule: Rule, state_type: type[Any], columned: Iterable[str], wants_params: bool) -> Rule:
     """The rule on one leaf, traced once per shape and dtype: lifts, runs, stores back."""
 
-    def one_leaf(
-        g: Array, columns: dict[str, Array | None], p: Array | None, known: dict, h: _Scalars, **chosen: Any
-    ) -> Any:
+    def one_leaf(g: Array, columns: dict[str, Any], p: Array | None, known: dict, h: _Scalars, **chosen: Any) -> Any:
         stored = [column.dtype for column in columns.values() if column is not None]
         wide = widest(jnp.float32, g.dtype, *stored, *([p.dtype] if p is not None else []))
         real = jnp.finfo(wide).dtype
@@ -208,10 +206,8 @@ def _jitted(rule: Rule, state_type: type[Any], columned: Iterable[str], wants_pa
         if not isinstance(out, tuple):
             return out
         u, new = out
-        kept = {f: getattr(new, f) for f, column in columns.items() if column is not None}
-        return u.astype(g.dtype), {
-            f: columns[f] if f not in kept else kept[f].astype(columns[f].dtype) for f in columns
-        }
+        kept = {f: getattr(new, f).astype(column.dtype) for f, column in columns.items() if column is not None}
+        return u.astype(g.dtype), {**columns, **kept}
 
     return jax.jit(one_leaf, static_argnames=_static_names(rule))
 
