@@ -9,17 +9,24 @@ import optax
 import optax_zoo as zoo
 
 
-def trajectory(tx: optax.GradientTransformation, params: Any, gradients: Any) -> tuple[Any, Any]:
-    """Parameters, and parameters to evaluate, after each step; the gradients are stacked on axis 0."""
+def trajectory(tx: optax.GradientTransformation, params: Any, gradients: Any, **extra: Any) -> tuple[Any, Any]:
+    """Parameters, and parameters to evaluate, after each step.
 
-    def step(carry: Any, grads: Any) -> Any:
+    Args:
+      gradients: stacked on axis 0, one for each step.
+      **extra: more arguments of `update`, stacked alike.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def step(carry: Any, given: Any) -> Any:
         params, state = carry
-        updates, state = tx.update(grads, state, params)
+        grads, more = given
+        updates, state = tx.update(grads, state, params, **more)
         params = optax.apply_updates(params, updates)
         return (params, state), (params, zoo.eval_params(state, params))
 
     run = jax.jit(lambda p, g: jax.lax.scan(step, (p, tx.init(p)), g)[1])
-    return jax.tree.map(np.asarray, run(params, gradients))
+    return jax.tree.map(np.asarray, run(params, (gradients, extra)))
 
 
 def optax_trajectory(tx: optax.GradientTransformation, params: Any, gradients: Any) -> Any:

@@ -30,9 +30,28 @@ def optimizer(name: str, meta: dict[str, Any]) -> optax.GradientTransformation:
         helper = extra["decay_schedule"]
         call["decay"] = getattr(zoo, helper["name"])(**helper["kwargs"])
     if "inner" in extra:
-        inner = extra["inner"]
-        call["inner"] = getattr(optax, inner["name"].removeprefix("optax."))(**inner["kwargs"])
+        inner = dict(extra["inner"])
+        make = getattr(optax, inner.pop("name").removeprefix("optax."))
+        call["inner"] = make(**inner.get("kwargs", inner))
+    if "mask" in extra:
+        call["mask"] = extra["mask"]
     return zoo.create(name, **call)
+
+
+def extra_arguments(arrays: dict[str, np.ndarray], extra: dict[str, Any]) -> dict[str, Any]:
+    """What `update` is given beside the gradient, stacked over steps."""
+    given: dict[str, Any] = {}
+    if "values" in extra:
+        given["value"] = np.asarray(extra["values"])
+    if "prediction" in extra:
+        given["prediction"] = prefixed(arrays, "m/")
+    return given
+
+
+def starting_with(tx: optax.GradientTransformation, **fields: Any) -> optax.GradientTransformationExtraArgs:
+    """`tx` whose state starts with other values in these fields."""
+    tx = optax.with_extra_args_support(tx)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.tree.set(tx.init(params), **fields), tx.update)
 
 
 def assert_same_displacement(ours: np.ndarray, theirs: np.ndarray, start: np.ndarray, rtol: float) -> None:
@@ -51,7 +70,10 @@ def test_equals_the_authors_code(name: str, case: str) -> None:
 
     wraps_optax = "inner" in meta["extra"]
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard" if wraps_optax else "strict"):
-        ours, evaluated = trajectory(optimizer(name, meta), start, gradients)
+        tx = optimizer(name, meta)
+        if "init_velocity" in meta["extra"]:
+            tx = starting_with(tx, velocity=prefixed(arrays, "v0/"))
+        ours, evaluated = trajectory(tx, start, gradients, **extra_arguments(arrays, meta["extra"]))
 
     assert recorded.keys() == start.keys()
     for leaf, theirs in recorded.items():
