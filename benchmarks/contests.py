@@ -82,7 +82,8 @@ def select(patterns: Sequence[str], library: str = "*") -> list[tuple[zoo.Paper,
             raise ValueError(f"no method matches {pattern!r}")
     chosen = []
     for name, entry in zoo.papers().items():
-        if any(fnmatch.fnmatchcase(name, p) for p in patterns) and fnmatch.fnmatchcase(entry.library, library):
+        wanted = entry.trains and fnmatch.fnmatchcase(entry.library, library)
+        if wanted and any(fnmatch.fnmatchcase(name, p) for p in patterns):
             if missing := set(entry.needs) - SUPPLIED:
                 print(f"{name}: not measured, needs {', '.join(sorted(missing))}", file=sys.stderr)
             else:

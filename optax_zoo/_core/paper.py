@@ -12,7 +12,7 @@ import optax
 from optax_zoo._core.naming import suggestion
 from optax_zoo._core.trees import PyTree
 
-Kind = Literal["optimizer", "wrapper", "transform"]
+Kind = Literal["optimizer", "wrapper", "transform", "merge", "function"]
 
 _PAPERS: dict[str, "Paper"] = {}
 
@@ -25,6 +25,8 @@ class Paper:
       name: the method's name, which is the factory's.
       title, authors ("Last, First"), year, arxiv (id), url (where there is no arXiv id), algorithm: the source.
       make: the factory. `optimizer`: make(learning_rate, ...); `wrapper`: make(inner, ...); `transform`: make(...).
+        Of what is no update rule it is the method itself: `merge`: make(models, ...) or make(base, models, ...);
+        `function`: anything else.
       transform: its `scale_by_x`, if the learning rate can be separated.
       kind: see `make`.
       states: the state classes by which `cite` and `describe` recognise the method.
@@ -64,6 +66,11 @@ class Paper:
     breaks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     library: str = "optax_zoo"
 
+    @property
+    def trains(self) -> bool:
+        """Whether it is an update rule, or a part of one."""
+        return self.kind in ("optimizer", "wrapper", "transform")
+
     def build(self, learning_rate: Any, peak: Any = None) -> optax.GradientTransformationExtraArgs:
         """A ready-to-train optimizer for every kind: wrappers wrap `base`, transforms precede it.
 
@@ -76,8 +83,10 @@ class Paper:
             tx = self.make(learning_rate, **{**self.example, **known})
         elif self.kind == "wrapper":
             tx = self.make(self.base(learning_rate), **self.example)
-        else:
+        elif self.kind == "transform":
             tx = optax.chain(self.make(**self.example), self.base(learning_rate))
+        else:
+            raise TypeError(f"{self.name}: a {self.kind} is no update rule; call optax_zoo.{self.name} itself")
         return optax.with_extra_args_support(tx)
 
     @property
@@ -167,6 +176,6 @@ def markdown_table() -> str:
     for entry in papers().values():
         needs = ", ".join(entry.needs) or "-"
         title = f"[{entry.title}]({entry.link}), {entry.year}"
-        size = f"{entry.floats_per_parameter:g}"
+        size = f"{entry.floats_per_parameter:g}" if entry.trains else "-"
         rows.append(f"| `{entry.name}` | {entry.kind} | {title} | {needs} | {size} | {entry.library} |")
     return "\n".join(rows)

@@ -32,9 +32,10 @@ def select(patterns: Sequence[str]) -> list[Paper]:
     """
     chosen: dict[str, Paper] = {}
     for pattern in patterns:
-        matches = [optax_zoo.paper(name) for name in optax_zoo.find(pattern)]
+        matches = [paper for paper in map(optax_zoo.paper, optax_zoo.find(pattern)) if paper.trains]
         if not matches:
-            hint = suggestion(pattern, optax_zoo.papers()) or "; see optax-zoo race --list"
+            known = [name for name, paper in optax_zoo.papers().items() if paper.trains]
+            hint = suggestion(pattern, known) or "; see optax-zoo race --list"
             raise RaceError(f"{pattern!r}: no such method{hint}")
         able = [paper for paper in matches if not missing_arguments(paper)]
         if not able:
@@ -50,7 +51,7 @@ def print_methods(patterns: Sequence[str], console: Console) -> None:
     chosen = [
         paper
         for paper in optax_zoo.papers().values()
-        if not patterns or any(fnmatch.fnmatchcase(paper.name, pattern) for pattern in patterns)
+        if paper.trains and (not patterns or any(fnmatch.fnmatchcase(paper.name, pattern) for pattern in patterns))
     ]
     narrow = {
         "": ["*" if paper.name in default else "" for paper in chosen],
