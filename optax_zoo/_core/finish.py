@@ -57,6 +57,13 @@ def finish(
     return optax.chain(transform, rate)
 
 
+def decoupling(weight_decouple: bool, fixed_decay: bool) -> Decoupling:
+    """`decay` of `finish` in the words of AdaBelief's code and its descendants."""
+    if not weight_decouple:
+        return "l2"
+    return "fixed" if fixed_decay else "lr"
+
+
 def decay_with_rate(
     step: optax.GradientTransformation,
     learning_rate: hp.ScalarOrSchedule,

@@ -1,9 +1,11 @@
 """RAdam's rectification of the adaptive step size (Liu et al., 2019, arXiv:1908.03265, Algorithm 2)."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
 
-from optax_zoo._core.hyper import Scalar, log
+from optax_zoo._core.hyper import Scalar, debias, log
 
 
 def rectification(b2: Scalar, t: Array, threshold: float = 4.0) -> tuple[Array, Array]:
@@ -31,6 +33,27 @@ def rectification(b2: Scalar, t: Array, threshold: float = 4.0) -> tuple[Array, 
     rho_inf = jnp.maximum(rho_inf, rho)
     ratio = (rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)
     return jnp.sqrt(ratio), reliable
+
+
+def rectified_scalars(h: Any, degenerated_to_sgd: bool) -> dict[str, Array]:
+    """The step's scalars that `rectified` needs, from h.b1, h.b2 and h.t.
+
+    Args:
+      h: the step's hyper-parameters.
+      degenerated_to_sgd: step along the first moment while rho_t < 5; otherwise do not move.
+    """
+    bias1, bias2 = debias(h.b1, h.t), debias(h.b2, h.t)
+    factor, active = rectification(h.b2, h.t, threshold=5.0)
+    return {
+        "gain": factor * jnp.sqrt(bias2) / bias1,
+        "fallback": float(degenerated_to_sgd) / bias1,
+        "active": active,
+    }
+
+
+def rectified(m: Array, v: Array, h: Any) -> Array:
+    """r_t sqrt(bias2) / bias1 * m / (sqrt(v) + eps) from rho_t >= 5 on, before m / bias1 or 0."""
+    return m * jnp.where(h.active, h.gain / (jnp.sqrt(v) + h.eps), h.fallback)
 
 
 def _tail(x: Array) -> Array:

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from optax_zoo._core.finish import Mask, finish
+from optax_zoo._core.finish import Mask, decoupling, finish
 from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq, debias, ema, split_decay
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.rectify import rectification
+from optax_zoo._core.rectify import rectified, rectified_scalars
 from optax_zoo._core.slots import PerParameter, squares, zeros
 
 
@@ -44,15 +44,9 @@ def scale_by_adabelief(
     """The AdaBelief direction; arguments as in `adabelief`."""
 
     def step(h: Any, s: AdabeliefState) -> dict[str, Array]:
-        bias1, bias2 = debias(h.b1, h.t), debias(h.b2, h.t)
-        if not rectify:
-            return {"gain": 1 / bias1, "unbias": 1 / jnp.sqrt(bias2)}
-        factor, active = rectification(h.b2, h.t, threshold=5.0)
-        return {
-            "gain": factor * jnp.sqrt(bias2) / bias1,
-            "fallback": float(degenerated_to_sgd) / bias1,
-            "active": active,
-        }
+        if rectify:
+            return rectified_scalars(h, degenerated_to_sgd)
+        return {"gain": 1 / debias(h.b1, h.t), "unbias": 1 / jnp.sqrt(debias(h.b2, h.t))}
 
     @leafwise(
         AdabeliefState,
@@ -67,10 +61,7 @@ def scale_by_adabelief(
         m = ema(s.m, g, h.b1)
         spread = keep * s.s + (take * abs_sq(g - m) + h.eps)
         largest = jnp.maximum(s.s_max, spread) if amsgrad else spread
-        if rectify:
-            u = m * jnp.where(h.active, h.gain / (jnp.sqrt(spread) + h.eps), h.fallback)
-        else:
-            u = h.gain * m / (h.unbias * jnp.sqrt(largest) + h.eps)
+        u = rectified(m, spread, h) if rectify else h.gain * m / (h.unbias * jnp.sqrt(largest) + h.eps)
         return u, s._replace(m=m, s=spread, s_max=largest)
 
     return rule
@@ -112,8 +103,7 @@ def adabelief(
       ValueError: a number out of its range.
     """
     direction = scale_by_adabelief(b1, b2, eps, amsgrad, rectify, degenerated_to_sgd)
-    decay = "l2" if not weight_decouple else "fixed" if fixed_decay else "lr"
-    return finish(direction, learning_rate, weight_decay, mask, decay=decay)
+    return finish(direction, learning_rate, weight_decay, mask, decay=decoupling(weight_decouple, fixed_decay))
 
 
 PAPER = register(
