@@ -34,13 +34,13 @@ from optax_zoo.averaging.schedule_free import schedule_free as schedule_free
 from optax_zoo.averaging.schedule_free import schedule_free_adamw as schedule_free_adamw
 from optax_zoo.averaging.schedule_free import schedule_free_radam as schedule_free_radam
 from optax_zoo.averaging.schedule_free import schedule_free_sgd as schedule_free_sgd
-from optax_zoo.averaging.swa import cyclic_lr as cyclic_lr
-from optax_zoo.averaging.swa import swa_lr_schedule as swa_lr_schedule
-from optax_zoo.averaging.swa import swalr as swalr
 from optax_zoo.averaging.swa import with_swa as with_swa
 from optax_zoo.clipping.clip_by_coordinate import clip_by_coordinate as clip_by_coordinate
 from optax_zoo.matrix._auxiliary import muon_mask_by_path as muon_mask_by_path
 from optax_zoo.matrix.muon import muon as muon
 from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
+from optax_zoo.schedules.swa_rates import cyclic_lr as cyclic_lr
+from optax_zoo.schedules.swa_rates import swa_lr_schedule as swa_lr_schedule
+from optax_zoo.schedules.swa_rates import swalr as swalr
 
 __version__ = "0.1.0"
