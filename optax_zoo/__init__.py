@@ -43,5 +43,6 @@ from optax_zoo.schedules.linear_to_zero import linear_to_zero as linear_to_zero
 from optax_zoo.schedules.swa_rates import cyclic_lr as cyclic_lr
 from optax_zoo.schedules.swa_rates import swa_lr_schedule as swa_lr_schedule
 from optax_zoo.schedules.swa_rates import swalr as swalr
+from optax_zoo.schedules.wsd import wsd as wsd
 
 __version__ = "0.1.0"
