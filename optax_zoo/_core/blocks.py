@@ -67,7 +67,10 @@ class Block:
 
     @property
     def _axes(self) -> tuple[str, ...]:
-        return tuple(name for names in self.cut for name in names)
+        return self._along(range(len(self.cut)))
+
+    def _along(self, axes: Iterable[int]) -> tuple[str, ...]:
+        return tuple(name for axis in axes for name in self.cut[axis])
 
     def _offsets(self) -> list[Array]:
         return [
@@ -91,5 +94,12 @@ class Block:
         """Sums over these axes of the whole leaf, which stay with size 1."""
         axes = tuple(axes)
         summed = jnp.sum(x, axis=axes, keepdims=True)
-        names = tuple(name for axis in axes for name in self.cut[axis])
+        names = self._along(axes)
         return jax.lax.psum(summed, names) if names else summed
+
+    def largest(self, x: Array, axes: Iterable[int]) -> Array:
+        """The largest entry, at least 0, over these axes of the whole leaf, which stay with size 1; NaN if one is."""
+        axes = tuple(axes)
+        most = jnp.max(x, axis=axes, keepdims=True, initial=0.0)
+        names = self._along(axes)
+        return jax.lax.pmax(most, names) if names else most

@@ -34,13 +34,25 @@ def test_the_whole_is_assembled_on_every_device_and_cut_again(spec: PartitionSpe
     np.testing.assert_array_equal(doubled, 2 * x)
 
 
-@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("axes", [(), (0,), (1,), (0, 1)])
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_sums_are_those_of_the_whole(spec: PartitionSpec, axes: tuple[int, ...]) -> None:
+def test_sums_and_maxima_are_those_of_the_whole(spec: PartitionSpec, axes: tuple[int, ...]) -> None:
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6)), jnp.float32)
     kept = PartitionSpec(*(None if axis in axes else name for axis, name in enumerate((*spec, None)[:2])))
-    run = jax.shard_map(lambda mine: block(mine, spec).sum(mine, axes), mesh=mesh(), in_specs=spec, out_specs=kept)
-    np.testing.assert_allclose(jax.jit(run)(x), x.sum(axes, keepdims=True), rtol=1e-5, atol=1e-6)
+
+    def inside(mine: jax.Array) -> tuple[jax.Array, jax.Array]:
+        where = block(mine, spec)
+        return where.sum(mine, axes), where.largest(mine, axes)
+
+    run = jax.shard_map(inside, mesh=mesh(), in_specs=spec, out_specs=kept)
+    total, most = jax.jit(run)(x)
+    np.testing.assert_allclose(total, x.sum(axes, keepdims=True), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(most, jnp.maximum(x.max(axes, keepdims=True), 0))
+
+
+def test_the_largest_of_nothing_is_0_and_a_nan_is_not_lost() -> None:
+    assert block(jnp.zeros((0, 3)), None).largest(jnp.zeros((0, 3)), (0,)).tolist() == [[0, 0, 0]]
+    assert jnp.isnan(block(jnp.ones(2), None).largest(jnp.array([jnp.nan, 1.0]), (0,))).all()
 
 
 def test_outside_of_shard_map_a_leaf_is_whole() -> None:
