@@ -27,7 +27,7 @@ from optax_zoo._core.trees import Leaves, PyTree, per_leaf, stands_for_params
 from optax_zoo._core.views import choose
 
 Rule: TypeAlias = Callable[..., Any]
-Field: TypeAlias = Slot | Statistic | float | None
+Field: TypeAlias = Slot | Statistic | float | Callable[[], Array] | None
 
 
 def leafwise(
@@ -64,7 +64,7 @@ def leafwise(
       copy_integers: integer leaves are copied into every slot instead of being refused.
       real_only: complex leaves are refused by path.
       **fields: a `Slot` for a params-shaped tree, a `Statistic` for something else of each leaf, a number for a
-        scalar's first value, None for a field left out.
+        scalar's first value, a function without arguments for a small array's, None for a field left out.
 
     Returns:
       A decorator that takes the rule and returns the transformation. The rule returns (update, new s).
@@ -78,7 +78,7 @@ def leafwise(
     slots = {field: slot for field, slot in fields.items() if isinstance(slot, Slot)}
     statistics = {field: slot for field, slot in fields.items() if isinstance(slot, Statistic)}
     columned = (*slots, *statistics)
-    scalars = {field: first for field, first in fields.items() if isinstance(first, int | float)}
+    scalars = {field: first for field, first in fields.items() if isinstance(first, int | float) or callable(first)}
     declared = ("count", *fields)
     if state_type._fields[: len(declared)] != declared:
         raise TypeError(f"{name}: {state_type.__name__} must start with the fields {declared}")
@@ -95,7 +95,10 @@ def leafwise(
                 Leaves(name, "params", params).only_inexact(real_only)
             trees = {field: jax.tree.map(slot.init, params) for field, slot in slots.items()}
             trees |= {field: statistic_of(slot, params) for field, slot in statistics.items()}
-            firsts = {field: jnp.full((), first, hp.scalar_dtype()) for field, first in scalars.items()}
+            firsts = {
+                field: jnp.array(first() if callable(first) else first, hp.scalar_dtype())
+                for field, first in scalars.items()
+            }
             rest = dict.fromkeys(state_type._fields[1:])
             return state_type(jnp.zeros((), jnp.int32), **{**rest, **firsts, **trees})
 
@@ -141,9 +144,9 @@ def leafwise(
             known = {field: getattr(state, field) for field in scalars}
             if run_sums:
                 h |= mesh.sum_leaves([run_sums(*leaf_args(i), known, _Scalars.of(h)) for i in live])
-            if tree:
+            if tree and live:
                 h |= tree(SimpleNamespace(**h), [leaves.values[i] for i in live])
-            if step:
+            if step and (live or not run_sums):
                 h |= step(SimpleNamespace(**h), state)
 
             outs = list(leaves.values)
