@@ -8,7 +8,7 @@ Differs from the authors' code: nothing. (torchcontrib's automatic mode collects
 step % freq == 0 instead.)
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -16,13 +16,11 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from optax_zoo._core.averages import approach, at_least, averaging, evaluate
-from optax_zoo._core.hyper import Scalar, ScalarOrSchedule, as_scalar, check_range, choice, number, scalar_dtype
+from optax_zoo._core.hyper import ScalarOrSchedule
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.slots import PerParameter, wide_zeros
 from optax_zoo._core.trees import PyTree
-
-Anneal = Literal["cos", "linear"]
 
 
 class SwaState(NamedTuple):
@@ -86,94 +84,6 @@ def with_swa(
         return s._replace(mean=approach(s.mean, p, h.take))
 
     return rule
-
-
-@method
-def swa_lr_schedule(lr_init: Scalar, swa_lr: Scalar, swa_start: Scalar) -> optax.Schedule:
-    """The authors' rate: `lr_init`, from half of `swa_start` linearly down to `swa_lr`, reached at 0.9 of it.
-
-    Args:
-      lr_init: first rate, >= 0.
-      swa_lr: last rate, >= 0.
-      swa_start: where averaging starts, > 0, in the unit of the count: epochs in the paper, else steps.
-
-    Returns:
-      A schedule of the 0-based count.
-    """
-    first, last = number("lr_init", lr_init, "[0, inf)"), number("swa_lr", swa_lr, "[0, inf)")
-    end = number("swa_start", swa_start, "(0, inf)")
-
-    def rate(count: Any) -> Array:
-        return _between(first, last, jnp.clip((_float(count) / _float(end) - 0.5) / 0.4, 0.0, 1.0))
-
-    return rate
-
-
-@method
-def cyclic_lr(alpha1: Scalar, alpha2: Scalar, c: Scalar) -> optax.Schedule:
-    """The cyclical rate of SWA, sawteeth that fall from `alpha1` and end at `alpha2`.
-
-    At step i = 1, 2, ... it is (1 - tau) alpha1 + tau alpha2 with tau = ((i - 1) mod c + 1) / c.
-
-    Args:
-      alpha1: rate from which each cycle falls, >= 0.
-      alpha2: rate of the last step of each cycle, >= 0.
-      c: steps in a cycle, >= 1; collect with `with_swa(inner, start=c, freq=c)`.
-
-    Returns:
-      A schedule of the 0-based count i - 1.
-    """
-    first, last = number("alpha1", alpha1, "[0, inf)"), number("alpha2", alpha2, "[0, inf)")
-    cycle = number("c", c, "[1, inf)")
-    return lambda count: _between(first, last, (jnp.mod(_float(count), _float(cycle)) + 1.0) / _float(cycle))
-
-
-@method
-def swalr(
-    swa_lr: Scalar,
-    anneal_steps: Scalar = 10,
-    anneal: Anneal = "cos",
-    *,
-    lr_init: ScalarOrSchedule,
-    start: Scalar = 0,
-) -> optax.Schedule:
-    """`torch.optim.swa_utils.SWALR`: from the rate reached at `start` to `swa_lr` in `anneal_steps` steps.
-
-    Args:
-      swa_lr: last rate, >= 0.
-      anneal_steps: steps of the way, >= 0.
-      anneal: "linear", or "cos" for half a wave of the cosine.
-      lr_init: the rate before, a number or a schedule; followed up to `start` and annealed from there.
-      start: 0-based count at which annealing starts, >= 0.
-
-    Returns:
-      A schedule of the 0-based count.
-
-    Raises:
-      ValueError: a number out of its range or an unknown `anneal`.
-    """
-    choice("anneal", anneal, Anneal)
-    check_range("lr_init", lr_init, "[0, inf)")
-    last, begin = number("swa_lr", swa_lr, "[0, inf)"), number("start", start, "[0, inf)")
-    steps = number("anneal_steps", anneal_steps, "[0, inf)")
-
-    def rate(count: Any) -> Array:
-        before = jnp.minimum(jnp.asarray(count), jnp.asarray(begin, jnp.result_type(count)))
-        current = lr_init(before) if callable(lr_init) else lr_init
-        since, whole = _float(count) - _float(begin), _float(steps)
-        done = jnp.clip(since / jnp.where(whole > 0, whole, 1.0), 0.0, 1.0)
-        done = jnp.where((whole == 0) & (since >= 0), 1.0, done)
-        return _between(current, last, done if anneal == "linear" else (1.0 - jnp.cos(jnp.pi * done)) / 2.0)
-
-    return rate
-
-
-def _between(first: Any, last: Scalar, weight: Array) -> Array:
-    return (1.0 - weight) * as_scalar(first) + weight * as_scalar(last)
-
-
-def _float(count: Any) -> Array:
-    return jnp.asarray(count, scalar_dtype())
 
 
 PAPER = register(

@@ -1,0 +1,1 @@
+"""Learning rates as functions of the step, batch sizes as functions of the gradients."""
