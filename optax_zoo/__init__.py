@@ -40,6 +40,10 @@ from optax_zoo.matrix._auxiliary import muon_mask_by_path as muon_mask_by_path
 from optax_zoo.matrix.muon import muon as muon
 from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
 from optax_zoo.schedules.linear_to_zero import linear_to_zero as linear_to_zero
+from optax_zoo.schedules.refined import record_gradient_norms as record_gradient_norms
+from optax_zoo.schedules.refined import recorded_gradient_norms as recorded_gradient_norms
+from optax_zoo.schedules.refined import refined_schedule as refined_schedule
+from optax_zoo.schedules.refined import table_schedule as table_schedule
 from optax_zoo.schedules.scale_lr_for_batch import scale_lr_for_batch as scale_lr_for_batch
 from optax_zoo.schedules.swa_rates import cyclic_lr as cyclic_lr
 from optax_zoo.schedules.swa_rates import swa_lr_schedule as swa_lr_schedule
