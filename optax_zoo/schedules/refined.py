@@ -4,7 +4,8 @@ Aaron Defazio, Ashok Cutkosky, Harsh Mehta, Konstantin Mishchenko, 2023, arXiv:2
 From the gradient norms of one run, the schedule that the theory would have chosen for it: a warm-up, and a fall to
 zero, both found rather than set.
 
-Differs from the authors' code: without normalisation it divides by the last weight, a constant without a meaning.
+Differs from the authors' code: nothing, but that the largest factor is 1 unless told otherwise; theirs are divided by
+the last weight.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -44,7 +45,7 @@ def refined_schedule(
       weights: w from the filtered norms: "l2" is G^-2, for SGD and l2 norms; "l1" is G^-1, for Adam and l1 norms; or
         the weights themselves, shape (n,).
       tau: width of the median filter as a share of n, in [0, 1]; 0: no filter.
-      normalize: "max" divides by the largest factor; None: not at all.
+      normalize: "max" divides by the largest factor; None: by the last weight, as the authors' code does.
 
     Returns:
       float64, shape (n,). `table_schedule` makes a schedule of it.
@@ -68,7 +69,7 @@ def refined_schedule(
         if w.shape != norms.shape:
             raise ValueError(f"refined_schedule: weights must have shape {norms.shape}, got {w.shape}")
     tails = np.append(np.cumsum(w[:0:-1])[::-1], 0.0)
-    return w * tails / (np.max(w * tails) if normalize else 1.0)
+    return w * tails / (np.max(w * tails) if normalize else w[-1])
 
 
 def median_filtered(norms: np.ndarray, tau: float) -> np.ndarray:
