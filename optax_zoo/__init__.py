@@ -39,6 +39,11 @@ from optax_zoo.clipping.clip_by_coordinate import clip_by_coordinate as clip_by_
 from optax_zoo.matrix._auxiliary import muon_mask_by_path as muon_mask_by_path
 from optax_zoo.matrix.muon import muon as muon
 from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
+from optax_zoo.schedules.adaptive_batch import adaptive_batch as adaptive_batch
+from optax_zoo.schedules.adaptive_batch import inner_product_test as inner_product_test
+from optax_zoo.schedules.adaptive_batch import next_batch_size as next_batch_size
+from optax_zoo.schedules.adaptive_batch import norm_test as norm_test
+from optax_zoo.schedules.adaptive_batch import orthogonality_test as orthogonality_test
 from optax_zoo.schedules.linear_to_zero import linear_to_zero as linear_to_zero
 from optax_zoo.schedules.refined import record_gradient_norms as record_gradient_norms
 from optax_zoo.schedules.refined import recorded_gradient_norms as recorded_gradient_norms
