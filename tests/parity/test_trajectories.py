@@ -82,7 +82,7 @@ def test_equals_the_authors_code(name: str, case: str) -> None:
         assert_same_displacement(evaluated[leaf], theirs, start[leaf], meta["rtol"])
 
 
-FUNCTION_LEVEL = {"orthogonalize.basic", "schedules.basic"}
+FUNCTION_LEVEL = {"adaptive_batch.basic", "orthogonalize.basic", "schedules.basic"}
 """Replayed beside the functions they record, in tests/papers."""
 
 
