@@ -82,7 +82,17 @@ def test_equals_the_authors_code(name: str, case: str) -> None:
         assert_same_displacement(evaluated[leaf], theirs, start[leaf], meta["rtol"])
 
 
-FUNCTION_LEVEL = {"adaptive_batch.basic", "orthogonalize.basic", "schedules.basic"}
+FUNCTION_LEVEL = {
+    "adaptive_batch.basic",
+    "fisher_merge.basic",
+    "model_soup.basic",
+    "model_stock.basic",
+    "orthogonalize.basic",
+    "ot_fusion.basic",
+    "schedules.basic",
+    "uncertainty_merge.basic",
+    "variance_corrected_average.basic",
+}
 """Replayed beside the functions they record, in tests/papers."""
 
 
