@@ -24,6 +24,8 @@ from optax_zoo.adaptive.ademamix import ademamix as ademamix
 from optax_zoo.adaptive.ademamix import ademamix_alpha_schedule as ademamix_alpha_schedule
 from optax_zoo.adaptive.ademamix import ademamix_b3_schedule as ademamix_b3_schedule
 from optax_zoo.adaptive.ademamix import scale_by_ademamix as scale_by_ademamix
+from optax_zoo.adaptive.autosparse import autosparse_weight as autosparse_weight
+from optax_zoo.adaptive.autosparse import gradient_annealing_schedule as gradient_annealing_schedule
 from optax_zoo.averaging.ema import inverse_power_ema_decay as inverse_power_ema_decay
 from optax_zoo.averaging.ema import power_ema_decay as power_ema_decay
 from optax_zoo.averaging.ema import power_ema_gamma as power_ema_gamma
