@@ -71,7 +71,8 @@ def inner_product_test(
     """
     sample = _Sample.of(per_example_grads, axis_name)
     products = sample.products()
-    variances = [sample.variance(sample.centred(x)) for x in (products if per_leaf else [sum(products)])]
+    tested = products if per_leaf else [jnp.sum(jnp.stack(products), axis=0)]
+    variances = [sample.variance(sample.centred(x)) for x in tested]
     return sample.wanting(sum(variances), number("theta", theta, "(0, inf)"), power=2)
 
 
@@ -93,7 +94,8 @@ def orthogonality_test(
     sample = _Sample.of(per_example_grads, axis_name)
     products, norms = sample.products(), sample.squared_norms
     if not per_leaf:
-        products, norms = [sum(products)] * len(products), [sum(norms)] * len(norms)
+        products = [jnp.sum(jnp.stack(products), axis=0)] * len(products)
+        norms = [jnp.sum(jnp.stack(norms))] * len(norms)
     spread = jnp.zeros((), scalar_dtype())
     for g, mean, product, norm in zip(sample.leaves, sample.means, products, norms, strict=True):
         along = product / jnp.where(norm > 0, norm, 1)
@@ -114,8 +116,8 @@ class _Sample(NamedTuple):
     @classmethod
     def of(cls, per_example_grads: PyTree, axis_name: str | None) -> "_Sample":
         leaves = jax.tree.leaves(per_example_grads)
-        sizes = {jnp.shape(g)[:1] for g in leaves}
-        size = next(iter(sizes), ())[0] if len(sizes) == 1 and sizes != {()} else 0
+        sizes = {g.shape[0] if jnp.ndim(g) else 0 for g in leaves}
+        size = sizes.pop() if len(sizes) == 1 else 0
         size *= jax.lax.axis_size(axis_name) if axis_name else 1
         if size < 2:
             raise ValueError(
