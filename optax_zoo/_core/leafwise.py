@@ -9,7 +9,7 @@ the rule once per leaf shape, sums over leaves and mesh axes, and answers mismat
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -27,7 +27,7 @@ from optax_zoo._core.trees import Leaves, PyTree, per_leaf, stands_for_params
 from optax_zoo._core.views import choose
 
 Rule: TypeAlias = Callable[..., Any]
-Field: TypeAlias = Slot | Statistic | float | Callable[[], Array] | None
+Field: TypeAlias = Slot | tuple[Slot, ...] | Statistic | float | Callable[[], Array] | None
 
 
 def leafwise(
@@ -44,7 +44,10 @@ def leafwise(
     real_only: bool = False,
     **fields: Field,
 ) -> Callable[[Rule], optax.GradientTransformationExtraArgs]:
-    """Turns `rule(g, s, h)` or `rule(g, s, h, p)` for one leaf into a transformation.
+    """Turns `rule(g, s, h)` for one leaf into a transformation.
+
+    The rule and `sums` ask for more by the names of their parameters after h: `p` is the leaf of the parameters, any
+    other that of the extra argument of `update` of this name, a tree like the gradient; with a default it is optional.
 
     Args:
       state_type: NamedTuple whose fields are `count` and then `fields`, in this order. In the rule `s` is the
@@ -52,7 +55,7 @@ def leafwise(
       hyper: numbers, arrays or schedules; in the rule `h.name` is this step's value. `h.t` is the number of the
         step being taken (1, 2, ...) as a floating scalar, `h.count` the 0-based int32 count.
       ranges: intervals such as `"[0, 1)"` for names that `hyper.RANGES` lacks or has otherwise.
-      sums: `sums(g, s, h[, p])` -> dict of one leaf's partial sums; `h.name` is the sum over all leaves and devices.
+      sums: `sums(g, s, h)` -> dict of one leaf's partial sums; `h.name` is the sum over all leaves and devices.
       tree: `tree(h, gs)` -> dict of scalars from the list of all gradient leaves, for what no sum can express, such
         as an order statistic; `h.name`.
       step: `step(h, s)` -> dict of scalars computed once per step; `h.name` in the rule. A name that is a scalar
@@ -63,8 +66,9 @@ def leafwise(
       needs: extra arguments of `update` (such as `value`) that the step cannot do without; `h.name`.
       copy_integers: integer leaves are copied into every slot instead of being refused.
       real_only: complex leaves are refused by path.
-      **fields: a `Slot` for a params-shaped tree, a `Statistic` for something else of each leaf, a number for a
-        scalar's first value, a function without arguments for a small array's, None for a field left out.
+      **fields: a `Slot` for a params-shaped tree, a tuple of slots for several, a `Statistic` for something else of
+        each leaf, a number for a scalar's first value, a function of no argument for a small array's, None for a field
+        left out.
 
     Returns:
       A decorator that takes the rule and returns the transformation. The rule returns (update, new s).
@@ -75,7 +79,7 @@ def leafwise(
     """
     name = speaker()
     values = hp.checked(hyper or {}, ranges or {})
-    slots = {field: slot for field, slot in fields.items() if isinstance(slot, Slot)}
+    slots = {field: slot for field, slot in fields.items() if isinstance(slot, Slot | tuple)}
     statistics = {field: slot for field, slot in fields.items() if isinstance(slot, Statistic)}
     columned = (*slots, *statistics)
     scalars = {field: first for field, first in fields.items() if isinstance(first, int | float) or callable(first)}
@@ -84,16 +88,15 @@ def leafwise(
         raise TypeError(f"{name}: {state_type.__name__} must start with the fields {declared}")
 
     def build(rule: Rule) -> optax.GradientTransformationExtraArgs:
-        wants_params = "p" in inspect.signature(rule).parameters
-        sums_want_params = sums is not None and "p" in inspect.signature(sums).parameters
-        run = _jitted(rule, state_type, columned, wants_params)
-        run_sums = _jitted(sums, state_type, columned, sums_want_params) if sums else None
+        asked = _asked(rule) | (_asked(sums) if sums else {})
+        run = _jitted(rule, state_type)
+        run_sums = _jitted(sums, state_type) if sums else None
         wants_spec = "spec" in _static_names(rule)
 
         def init(params: PyTree) -> Any:
             if not copy_integers:
                 Leaves(name, "params", params).only_inexact(real_only)
-            trees = {field: jax.tree.map(slot.init, params) for field, slot in slots.items()}
+            trees = jax.tree.map(lambda slot: jax.tree.map(slot.init, params), slots)
             trees |= {field: statistic_of(slot, params) for field, slot in statistics.items()}
             firsts = {
                 field: jnp.array(first() if callable(first) else first, hp.scalar_dtype())
@@ -118,27 +121,19 @@ def leafwise(
             leaves = Leaves(name, "the gradient", updates)
             if not copy_integers:
                 leaves.only_inexact(real_only)
-            if params is None and (wants_params or sums_want_params):
-                raise ValueError(f"{name}: needs params; call update(grads, state, params)")
-            ps: list[Any] = [None] * len(leaves.values)
-            if wants_params or sums_want_params:
-                ps = leaves.match("params", params)
-                leaves.same_shapes("params", ps)
-            columns = {field: leaves.match(f"the state's {field}", getattr(state, field)) for field in columned}
-            for field in slots:
-                leaves.same_shapes(f"the state's {field}", columns[field])
+            beside = _given(leaves, asked, params, extra)
+            columns = {field: _apart(leaves, field, fields[field], getattr(state, field)) for field in columned}
             static_values = {key: per_leaf(leaves, key, value) for key, value in (static or {}).items()}
             if wants_spec:
-                specs = iter(choose(name, "param_specs", extra.get("param_specs"), updates, is_spec))
-                static_values["spec"] = [leaf if leaf is None else next(specs) for leaf in leaves.values]
+                static_values["spec"] = _by_path(leaves, "param_specs", extra.get("param_specs"), is_spec)
 
             count = state.count
             h = hp.resolve(values, count)
             h |= {"count": count, "t": (count + 1).astype(hp.scalar_dtype())}
-            h |= {key: _needed(name, key, extra) for key in needs}
+            h |= {key: hp.as_scalar(_needed(name, key, extra)) for key in needs}
 
             def leaf_args(i: int) -> tuple[Any, ...]:
-                return leaves.values[i], {f: c[i] for f, c in columns.items()}, ps[i]
+                return leaves.values[i], *({key: c[i] for key, c in group.items()} for group in (columns, beside))
 
             live = [i for i, leaf in enumerate(leaves.values) if leaf is not None]
             known = {field: getattr(state, field) for field in scalars}
@@ -154,7 +149,7 @@ def leafwise(
             packed = _Scalars.of(h)
             for i in live:
                 if not jnp.issubdtype(jnp.result_type(outs[i]), jnp.inexact):
-                    new = dict.fromkeys(columned, outs[i])
+                    new = jax.tree.map(lambda _, i=i: outs[i], {field: c[i] for field, c in columns.items()})
                 else:
                     chosen = {key: column[i] for key, column in static_values.items()}
                     outs[i], new = run(*leaf_args(i), known, packed, **chosen)
@@ -162,7 +157,8 @@ def leafwise(
                     new_columns[field][i] = value
 
             news = {f: jnp.asarray(h[f], getattr(state, f).dtype) for f in scalars if f in h}
-            news |= {field: leaves.unflatten(column) for field, column in new_columns.items()}
+            for field, column in new_columns.items():
+                news[field] = _together(leaves, fields[field], column, getattr(state, field))
             return leaves.unflatten(outs), state._replace(count=optax.safe_increment(count), **news)
 
         return optax.GradientTransformationExtraArgs(init, update)
@@ -184,12 +180,13 @@ class _Scalars:
         return cls(arrays, tuple(sorted((key, v) for key, v in h.items() if key not in arrays)))
 
 
-def _jitted(rule: Rule, state_type: type[Any], columned: Iterable[str], wants_params: bool) -> Rule:
+def _jitted(rule: Rule, state_type: type[Any]) -> Rule:
     """The rule on one leaf, traced once per shape and dtype: lifts, runs, stores back."""
 
-    def one_leaf(g: Array, columns: dict[str, Any], p: Array | None, known: dict, h: _Scalars, **chosen: Any) -> Any:
-        stored = [column.dtype for column in columns.values() if column is not None]
-        wide = widest(jnp.float32, g.dtype, *stored, *([p.dtype] if p is not None else []))
+    asked = _asked(rule)
+
+    def one_leaf(g: Array, columns: dict, beside: dict, known: dict, h: _Scalars, **chosen: Any) -> Any:
+        wide = widest(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves((g, columns, beside))))
         real = jnp.finfo(wide).dtype
 
         def lift(x: Array) -> Array:
@@ -203,14 +200,18 @@ def _jitted(rule: Rule, state_type: type[Any], columned: Iterable[str], wants_pa
         rest = dict.fromkeys(state_type._fields)
         s = state_type(**{**rest, **jax.tree.map(scalar, known), **jax.tree.map(lift, columns)})
         namespace = SimpleNamespace(**jax.tree.map(scalar, h.arrays), **dict(h.fixed))
-        lifted = (lift(g), s, namespace, *([lift(p)] if wants_params and p is not None else []))
+        more = {key: lift(leaf) for key, leaf in beside.items() if key in asked}
         with _promotion(wide):
-            out = rule(*lifted, **chosen)
+            out = rule(lift(g), s, namespace, **more, **chosen)
         if not isinstance(out, tuple):
             return out
         u, new = out
-        kept = {f: getattr(new, f).astype(column.dtype) for f, column in columns.items() if column is not None}
-        return u.astype(g.dtype), {**columns, **kept}
+        stored = {
+            field: jax.tree.map(lambda old, x: x.astype(old.dtype), column, getattr(new, field))
+            for field, column in columns.items()
+            if column is not None
+        }
+        return u.astype(g.dtype), {**columns, **stored}
 
     return jax.jit(one_leaf, static_argnames=_static_names(rule))
 
@@ -228,9 +229,56 @@ def _static_names(rule: Rule) -> tuple[str, ...]:
     return tuple(n for n, p in inspect.signature(rule).parameters.items() if p.kind is p.KEYWORD_ONLY)
 
 
+def _asked(rule: Rule) -> dict[str, bool]:
+    """The trees whose leaves a rule asks for: whether it cannot do without."""
+    beyond = list(inspect.signature(rule).parameters.values())[3:]
+    return {p.name: p.default is p.empty for p in beyond if p.kind is not p.KEYWORD_ONLY}
+
+
+def _given(
+    leaves: Leaves, asked: Mapping[str, bool], params: PyTree | None, extra: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """The leaves of the trees that are asked for and there."""
+    given: dict[str, list[Any]] = {}
+    for key, required in asked.items():
+        if key == "p":
+            if params is None:
+                raise ValueError(f"{leaves.speaker}: needs params; call update(grads, state, params)")
+            given[key] = leaves.match("params", params)
+        elif required or extra.get(key) is not None:
+            given[key] = _by_path(leaves, key, _needed(leaves.speaker, key, extra))
+    for key, column in given.items():
+        leaves.same_shapes("params" if key == "p" else key, column)
+    return given
+
+
+def _by_path(leaves: Leaves, key: str, tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
+    """The entries of `tree`, which may hold more than these leaves, or stand for several."""
+    chosen = iter(choose(leaves.speaker, key, tree, leaves.tree, is_leaf))
+    return [leaf if leaf is None else next(chosen) for leaf in leaves.values]
+
+
+def _apart(leaves: Leaves, field: str, declared: Field, tree: PyTree) -> list[Any]:
+    """What a field of the state holds of each leaf."""
+    trees = tree if isinstance(declared, tuple) else (tree,)
+    columns = [leaves.match(f"the state's {field}", one) for one in trees]
+    for column in columns if isinstance(declared, Slot | tuple) else ():
+        leaves.same_shapes(f"the state's {field}", column)
+    if not isinstance(declared, tuple):
+        return columns[0]
+    return [tuple(column[i] for column in columns) for i in range(len(leaves.values))]
+
+
+def _together(leaves: Leaves, declared: Field, column: list[Any], before: PyTree) -> PyTree:
+    """The field of the state that `_apart` takes apart."""
+    if not isinstance(declared, tuple):
+        return leaves.unflatten(column)
+    return tuple(leaves.unflatten([entry[k] for entry in column]) for k in range(len(before)))
+
+
 def _needed(name: str, key: str, extra: Mapping[str, Any]) -> Any:
     if extra.get(key) is None:
         raise ValueError(
             f"{name}: needs {key}; call update(grads, state, params, {key}=...) or use optax_zoo.train_step"
         )
-    return hp.as_scalar(extra[key])
+    return extra[key]
