@@ -41,6 +41,7 @@ from optax_zoo.clipping.clip_by_coordinate import clip_by_coordinate as clip_by_
 from optax_zoo.clipping.median_gradient import median_gradient as median_gradient
 from optax_zoo.clipping.median_gradient import median_spp as median_spp
 from optax_zoo.clipping.median_gradient import scale_by_median_spp as scale_by_median_spp
+from optax_zoo.clipping.normalize_by_power import normalize_by_power as normalize_by_power
 from optax_zoo.matrix._auxiliary import muon_mask_by_path as muon_mask_by_path
 from optax_zoo.matrix.muon import muon as muon
 from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
