@@ -38,6 +38,7 @@ from optax_zoo.averaging.schedule_free import schedule_free_radam as schedule_fr
 from optax_zoo.averaging.schedule_free import schedule_free_sgd as schedule_free_sgd
 from optax_zoo.averaging.swa import with_swa as with_swa
 from optax_zoo.clipping.clip_by_coordinate import clip_by_coordinate as clip_by_coordinate
+from optax_zoo.clipping.clip_by_norm import clip_by_norm as clip_by_norm
 from optax_zoo.clipping.median_gradient import median_gradient as median_gradient
 from optax_zoo.clipping.median_gradient import median_spp as median_spp
 from optax_zoo.clipping.median_gradient import scale_by_median_spp as scale_by_median_spp
