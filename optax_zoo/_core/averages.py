@@ -1,4 +1,4 @@
-"""Which weights to evaluate: one function for every averaging method, through any nesting."""
+"""Which weights to evaluate, and where to take gradients: one function each for all methods, through any nesting."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from optax_zoo._core.leafwise import leafwise
+from optax_zoo._core.lookup import found
 from optax_zoo._core.naming import speaker
 from optax_zoo._core.slots import Slot, floating, widest
 from optax_zoo._core.trees import Leaves, PyTree, is_none
@@ -29,6 +30,18 @@ class Average(Protocol):
     def eval_params(self, params: PyTree) -> PyTree: ...
 
 
+@runtime_checkable
+class Probe(Protocol):
+    """An optimizer state that wants the gradient of its next step elsewhere than at the parameters.
+
+    `PROBED` names the params-shaped tree by which its blind spots are seen.
+    """
+
+    PROBED: str
+
+    def gradient_params(self, params: PyTree) -> PyTree: ...
+
+
 def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
     """The parameters to evaluate or export.
 
@@ -42,12 +55,34 @@ def eval_params(opt_state: PyTree, params: PyTree) -> PyTree:
     Returns:
       A tree like `params`, in its dtypes.
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, Average))
-    for average in (node for node in nodes if isinstance(node, Average)):
-        Leaves("eval_params", "params", params).match("the average in the state", average_tree(average))
-        visible = jax.tree.map(_visible, average_tree(average), params, is_leaf=_is_masked)
-        params = jax.tree.map(_take, average.eval_params(visible), params, is_leaf=_is_masked)
+    for average in found(opt_state, Average):
+        params = _answer("eval_params", average.eval_params, average_tree(average), params)
     return params
+
+
+def gradient_params(opt_state: PyTree, params: PyTree) -> PyTree:
+    """The point at which the loss and the gradient of the next step must be evaluated.
+
+    It is `params` for all methods but those that look ahead, whose states are found as by `eval_params`. The
+    gradient taken there goes into `update` together with `params` themselves.
+
+    Args:
+      opt_state: any optimizer state.
+      params: the parameters being trained.
+
+    Returns:
+      A tree like `params`, in its dtypes.
+    """
+    for probe in found(opt_state, Probe):
+        params = _answer("gradient_params", probe.gradient_params, getattr(probe, probe.PROBED), params)
+    return params
+
+
+def _answer(asked: str, ask: Callable[[PyTree], PyTree], slots: PyTree, params: PyTree) -> PyTree:
+    """`params` with what a state says in the place of each leaf that it has a slot for."""
+    Leaves(asked, "params", params).match("the average in the state", slots)
+    visible = jax.tree.map(_visible, slots, params, is_leaf=_is_masked)
+    return jax.tree.map(_take, ask(visible), params, is_leaf=_is_masked)
 
 
 def average_tree(average: Any) -> PyTree:
@@ -55,24 +90,26 @@ def average_tree(average: Any) -> PyTree:
     return getattr(average, average.AVERAGED)
 
 
-def evaluate(rule: Callable[[Array, Array, Any], Array], average: PyTree, params: PyTree, **scalars: Array) -> PyTree:
-    """Maps `rule(average leaf, parameter leaf, h)` over floating leaves, lifted to float32 or better.
+def evaluate(rule: Callable[..., Array], average: PyTree, params: PyTree, *slots: PyTree, **scalars: Array) -> PyTree:
+    """Maps `rule(average leaf, parameter leaf, *slot leaves, h)` over floating leaves, lifted to float32 or better.
 
     Args:
       rule: leaf arithmetic; `h.name` is one of `scalars`.
       average: the params-shaped tree of an averaging state; its integer leaves are returned as they are.
       params: a tree like `average`.
+      *slots: further trees like `average`, real ones of complex parameters included.
       **scalars: numbers of the state.
     """
 
-    def leaf(a: Any, p: Any) -> Any:
+    def leaf(a: Any, p: Any, *more: Any) -> Any:
         if _is_masked(a) or not jnp.issubdtype(a.dtype, jnp.inexact):
             return a
-        wide = widest(jnp.float32, a.dtype, p.dtype)
+        wide = widest(jnp.float32, a.dtype, p.dtype, *(x.dtype for x in more))
         real = jnp.finfo(wide).dtype
-        return rule(a.astype(wide), p.astype(wide), SimpleNamespace(**{k: v.astype(real) for k, v in scalars.items()}))
+        lifted = (x.astype(wide if jnp.iscomplexobj(x) else real) for x in (a, p, *more))
+        return rule(*lifted, SimpleNamespace(**{k: v.astype(real) for k, v in scalars.items()}))
 
-    return jax.tree.map(leaf, average, params, is_leaf=_is_masked)
+    return jax.tree.map(leaf, average, params, *slots, is_leaf=_is_masked)
 
 
 def at_least(slot: Slot, dtype: DTypeLike) -> Slot:
@@ -122,12 +159,12 @@ def averaging(
 
     def build(rule: AveragingRule) -> optax.GradientTransformationExtraArgs:
         @leafwise(state_type, hyper=hyper, step=step, ranges=ranges, copy_integers=True, **fields)
-        def watch(stepped: Array, s: Any, h: Any) -> tuple[Array, Any]:
-            return stepped, rule(stepped, s, h)
+        def watch(p: Array, s: Any, h: Any) -> tuple[Array, Any]:
+            return p, rule(p, s, h)
 
         def look(updates: PyTree, state: Any, params: PyTree) -> tuple[PyTree, Any]:
-            stepped = jax.tree.map(_stepped, params, updates, is_leaf=is_none)
-            return updates, watch.update(stepped, state)[1]
+            after = jax.tree.map(stepped, params, updates, is_leaf=is_none)
+            return updates, watch.update(after, state)[1]
 
         return wrapping(inner, watch.init, look)
 
@@ -164,7 +201,7 @@ def wrapping(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _stepped(param: Any, update: Any) -> Any:
+def stepped(param: Any, update: Any) -> Any:
     """The parameter after the step, as `optax.apply_updates` gives it; parameters without update stay."""
     if param is None or update is None or update.dtype == jax.dtypes.float0:
         return param

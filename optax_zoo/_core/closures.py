@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from optax_zoo._core.averages import gradient_params
 from optax_zoo._core.trees import PyTree
 
 Step = Callable[..., tuple[Any, ...]]
@@ -54,6 +55,9 @@ def _ascent(grad: PyTree) -> PyTree:
 def train_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformation, has_aux: bool = False) -> Step:
     """A pure training step with which any method of the zoo drops in.
 
+    Loss and gradient are evaluated where the optimizer state asks for them, `gradient_params(opt_state, params)`:
+    at the parameters themselves but for the methods that look ahead.
+
     Args:
       loss_fn: `loss_fn(params, *batch)` -> scalar loss, or (loss, aux) with `has_aux`.
       tx: any gradient transformation; it is given `value, grad, value_fn, grad_fn, hvp_fn` and `key`.
@@ -61,13 +65,13 @@ def train_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformation, ha
 
     Returns:
       `step(params, opt_state, *batch, key=None)` -> (params, opt_state, loss), followed by aux with `has_aux`.
-      The loss is that of the incoming params. Jit it yourself, donating params and state:
+      Loss and aux are those at the point where the gradient is taken. Jit it yourself, donating params and state:
       `jax.jit(step, donate_argnums=(0, 1))`.
     """
     tx = optax.with_extra_args_support(tx)
 
     def step(params: PyTree, opt_state: PyTree, *batch: Any, key: Array | None = None) -> tuple[Any, ...]:
-        given = closures(loss_fn, params, *batch, has_aux=has_aux)
+        given = closures(loss_fn, gradient_params(opt_state, params), *batch, has_aux=has_aux)
         aux = (given.pop("aux"),) if has_aux else ()
         if key is not None:
             given["key"] = key
