@@ -2,6 +2,7 @@
 
 from optax_zoo import reexports as reexports
 from optax_zoo._core.averages import eval_params as eval_params
+from optax_zoo._core.averages import gradient_params as gradient_params
 from optax_zoo._core.closures import closures as closures
 from optax_zoo._core.closures import only_extra_args as only_extra_args
 from optax_zoo._core.closures import train_step as train_step
