@@ -98,7 +98,7 @@ class Block:
         return jax.lax.psum(summed, names) if names else summed
 
     def largest(self, x: Array, axes: Iterable[int]) -> Array:
-        """The largest entry, at least 0, over these axes of the whole leaf, which stay with size 1; NaN if one is."""
+        """The largest entry, at least 0, over these axes of the whole leaf, which stay with size 1."""
         axes = tuple(axes)
         most = jnp.max(x, axis=axes, keepdims=True, initial=0.0)
         names = self._along(axes)

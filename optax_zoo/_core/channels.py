@@ -1,10 +1,12 @@
 """Which axis of a leaf indexes its output channels: one way to say it for every rule that looks at channels."""
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 from jax.tree_util import keystr
 
 from optax_zoo._core.naming import speaker
@@ -15,6 +17,9 @@ ChannelAxis: TypeAlias = Any
 """An int or None for all leaves, a (prefix) tree of them, or `f(path, leaf)` with a path such as "block/kernel". Flax,
 Haiku and Equinox-style kernels, (in, out) or (height, width, in, out), have their channels last: -1; PyTorch's first:
 0. None: the leaf has no channel axis."""
+
+LAST = np.int64(-1)
+"""-1 as a default that `optax.inject_hyperparams` leaves alone; it would make an array of Python's own -1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +46,12 @@ def channels(channel_axis: ChannelAxis) -> Callable[[PyTree], PyTree]:
 
     def channel(path: Any, leaf: Any, axis: Any) -> Channel:
         where = f"of the leaf at {keystr(path) or 'the root'} of shape {leaf.shape}"
-        if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
-            raise TypeError(f"{name}: channel_axis {where} must be an integer or None, got {axis!r}")
-        if axis is None or leaf.ndim < 2:
+        number = None if axis is None else _integer(axis, f"{name}: channel_axis {where}")
+        if number is None or leaf.ndim < 2:
             return Channel(None)
-        if not -leaf.ndim <= axis < leaf.ndim:
-            raise ValueError(f"{name}: channel_axis {where} must be in [{-leaf.ndim}, {leaf.ndim - 1}], got {axis}")
-        return Channel(axis % leaf.ndim)
+        if not -leaf.ndim <= number < leaf.ndim:
+            raise ValueError(f"{name}: channel_axis {where} must be in [{-leaf.ndim}, {leaf.ndim - 1}], got {number}")
+        return Channel(number % leaf.ndim)
 
     def of(tree: PyTree) -> PyTree:
         flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
@@ -55,3 +59,11 @@ def channels(channel_axis: ChannelAxis) -> Callable[[PyTree], PyTree]:
         return jax.tree.unflatten(treedef, [channel(*pair, axis) for pair, axis in zip(flat, axes, strict=True)])
 
     return of
+
+
+def _integer(axis: Any, what: str) -> int:
+    if isinstance(axis, jax.Array):
+        raise TypeError(f"{what} must be no array; name it in the static_args of optax.inject_hyperparams")
+    if isinstance(axis, int | np.integer) and not isinstance(axis, bool):
+        return operator.index(axis)
+    raise TypeError(f"{what} must be an integer or None, got {axis!r}")

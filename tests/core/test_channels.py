@@ -4,9 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
-from optax_zoo._core.channels import Channel, channels
+from optax_zoo._core.channels import LAST, Channel, channels
 from optax_zoo._core.naming import method
 
 TREE = {"dense": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}, "conv": {"kernel": jnp.ones((3, 3, 2, 5))}}
@@ -54,3 +55,19 @@ def test_what_is_no_axis_of_its_leaf_is_refused_by_path() -> None:
         rule({"dense": {"kernel": True, "bias": None}, "conv": 0})(TREE)
     with pytest.raises(ValueError, match=r"rule: channel_axis has no entry for the leaf at \['dense'\]\['kernel'\]"):
         rule({"conv": 0, "dense": {"bias": 0}})(TREE)
+
+
+def test_the_default_stays_out_of_inject_hyperparams_and_another_axis_can() -> None:
+    def stateless(channel_axis: Any = LAST) -> optax.GradientTransformation:
+        chosen = rule(channel_axis)
+        return optax.stateless(lambda updates, params: jax.tree.map(lambda c, x: c.axis * x, chosen(updates), updates))
+
+    def multiple(**settings: Any) -> Any:
+        tx = optax.inject_hyperparams(stateless, settings.pop("static_args", ()))(**settings)
+        return tx.update(jnp.ones((2, 2)), tx.init(jnp.ones((2, 2))))[0].sum()
+
+    assert LAST == -1
+    assert multiple() == 4
+    assert multiple(channel_axis=0, static_args="channel_axis") == 0
+    with pytest.raises(TypeError, match=r"rule: channel_axis .* must be no array; name it in the static_args of"):
+        multiple(channel_axis=0)
