@@ -27,6 +27,8 @@ from optax_zoo.adaptive.ademamix import ademamix_b3_schedule as ademamix_b3_sche
 from optax_zoo.adaptive.ademamix import scale_by_ademamix as scale_by_ademamix
 from optax_zoo.adaptive.autosparse import autosparse_weight as autosparse_weight
 from optax_zoo.adaptive.autosparse import gradient_annealing_schedule as gradient_annealing_schedule
+from optax_zoo.adaptive.online_to_nonconvex import OnlineLearner as OnlineLearner
+from optax_zoo.adaptive.online_to_nonconvex import online_to_nonconvex as online_to_nonconvex
 from optax_zoo.adaptive.random_scaling import random_scaling as random_scaling
 from optax_zoo.averaging.ema import inverse_power_ema_decay as inverse_power_ema_decay
 from optax_zoo.averaging.ema import power_ema_decay as power_ema_decay
