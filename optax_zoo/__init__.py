@@ -29,6 +29,11 @@ from optax_zoo.adaptive.autosparse import autosparse_weight as autosparse_weight
 from optax_zoo.adaptive.autosparse import gradient_annealing_schedule as gradient_annealing_schedule
 from optax_zoo.adaptive.online_to_nonconvex import OnlineLearner as OnlineLearner
 from optax_zoo.adaptive.online_to_nonconvex import online_to_nonconvex as online_to_nonconvex
+from optax_zoo.adaptive.penalties import mcp_penalty as mcp_penalty
+from optax_zoo.adaptive.penalties import prox_l1 as prox_l1
+from optax_zoo.adaptive.penalties import prox_mcp as prox_mcp
+from optax_zoo.adaptive.penalties import prox_scad as prox_scad
+from optax_zoo.adaptive.penalties import scad_penalty as scad_penalty
 from optax_zoo.adaptive.random_scaling import random_scaling as random_scaling
 from optax_zoo.averaging.ema import inverse_power_ema_decay as inverse_power_ema_decay
 from optax_zoo.averaging.ema import power_ema_decay as power_ema_decay
