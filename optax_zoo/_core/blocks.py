@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,15 @@ def cuts(x: Array, spec: PartitionSpec | None, where: str, why: str) -> tuple[tu
     return tuple(tuple(name for name in cut if name in manual) for cut in named)
 
 
+def refuse_block(kept: Array, where: str, why: str) -> None:
+    """Raises a ValueError if what the state keeps about a leaf differs between devices; `where`, `why` as in `cuts`."""
+    if varying := mesh.varying_axes(kept):
+        raise ValueError(
+            f"{where} has state of shape {kept.shape} cut along mesh axis {varying[0]!r}, and {why}; keep it whole on"
+            " every device"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Block:
     """Where a leaf, or one device's block of it, lies in the whole.
@@ -58,6 +67,18 @@ class Block:
     def of(cls, x: Array, spec: PartitionSpec | None, where: str, why: str) -> "Block":
         """Reads where `x` lies; arguments and error as in `cuts`."""
         return cls(x.shape, cuts(x, spec, where, why))
+
+    @classmethod
+    def beside(cls, kept: Array, x: Array, spec: PartitionSpec | None, where: str, why: str) -> "Block":
+        """As `of`, for a leaf about which the state keeps `kept`: a leaf that is cut like it counts as whole.
+
+        Raises:
+          ValueError: as `of` and `refuse_block`.
+        """
+        if kept.shape == x.shape and mesh.varying_axes(kept) == mesh.varying_axes(x):
+            return cls(x.shape, ((),) * x.ndim)
+        refuse_block(kept, where, why)
+        return cls.of(x, spec, where, why)
 
     @property
     def whole(self) -> tuple[int, ...]:
@@ -80,11 +101,14 @@ class Block:
 
     def assemble(self, x: Array) -> Array:
         """The whole leaf, the same on every device, from its blocks."""
+        return self.linear(lambda whole: whole, x)
+
+    def linear(self, function: Callable[[Array], Array], x: Array) -> Array:
+        """`function(whole leaf)`, the same on every device, for a linear function; its result is what travels."""
         if not self._axes:
-            return x
-        return jax.lax.psum(
-            jax.lax.dynamic_update_slice(jnp.zeros(self.whole, x.dtype), x, self._offsets()), self._axes
-        )
+            return function(x)
+        alone = jax.lax.dynamic_update_slice(jnp.zeros(self.whole, x.dtype), x, self._offsets())
+        return jax.lax.psum(function(alone), self._axes)
 
     def of_whole(self, whole: Array) -> Array:
         """This device's block of the whole leaf."""

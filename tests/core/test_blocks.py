@@ -50,6 +50,36 @@ def test_sums_and_maxima_are_those_of_the_whole(spec: PartitionSpec, axes: tuple
     np.testing.assert_array_equal(most, jnp.maximum(x.max(axes, keepdims=True), 0))
 
 
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_a_linear_function_sees_the_whole(spec: PartitionSpec) -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6)), jnp.float32)
+    rows = jnp.arange(24.0).reshape(3, 8)
+    run = jax.shard_map(
+        lambda mine: block(mine, spec).linear(lambda whole: rows @ whole, mine),
+        mesh=mesh(),
+        in_specs=spec,
+        out_specs=PartitionSpec(),
+    )
+    np.testing.assert_allclose(jax.jit(run)(x), rows @ x, rtol=1e-5, atol=1e-4)
+
+
+def test_a_leaf_cut_like_its_state_counts_as_whole() -> None:
+    row, everywhere = PartitionSpec("x"), PartitionSpec()
+
+    def wholes(kept: jax.Array, spec: PartitionSpec | None) -> tuple[int, ...]:
+        return Block.beside(kept, jax.lax.pcast(jnp.zeros((2, 3)), "x", to="varying"), spec, "rule: a leaf", "no").whole
+
+    def inside(cut: jax.Array, whole: jax.Array) -> jax.Array:
+        assert wholes(cut, None) == (2, 3)
+        assert wholes(whole, row) == (8, 3)
+        with pytest.raises(ValueError, match=r"a leaf has state of shape \(2,\) cut along mesh axis 'x', and no; keep"):
+            wholes(cut[:, 0], row)
+        return whole
+
+    run = jax.shard_map(inside, mesh=mesh(), in_specs=(row, everywhere), out_specs=everywhere)
+    run(jnp.zeros((8, 3)), jnp.zeros((5,)))
+
+
 def test_the_largest_of_nothing_is_0() -> None:
     assert block(jnp.zeros((0, 3)), None).largest(jnp.zeros((0, 3)), (0,)).tolist() == [[0, 0, 0]]
 
