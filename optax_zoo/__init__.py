@@ -29,6 +29,8 @@ from optax_zoo.adaptive.ademamix import ademamix_b3_schedule as ademamix_b3_sche
 from optax_zoo.adaptive.ademamix import scale_by_ademamix as scale_by_ademamix
 from optax_zoo.adaptive.autosparse import autosparse_weight as autosparse_weight
 from optax_zoo.adaptive.autosparse import gradient_annealing_schedule as gradient_annealing_schedule
+from optax_zoo.adaptive.diffgrad import diffgrad as diffgrad
+from optax_zoo.adaptive.diffgrad import scale_by_diffgrad as scale_by_diffgrad
 from optax_zoo.adaptive.online_to_nonconvex import OnlineLearner as OnlineLearner
 from optax_zoo.adaptive.online_to_nonconvex import online_to_nonconvex as online_to_nonconvex
 from optax_zoo.adaptive.penalties import mcp_penalty as mcp_penalty
