@@ -23,6 +23,8 @@ from optax_zoo.adaptive.adabound import amsbound as amsbound
 from optax_zoo.adaptive.adabound import scale_by_adabound as scale_by_adabound
 from optax_zoo.adaptive.adamod import adamod as adamod
 from optax_zoo.adaptive.adamod import scale_by_adamod as scale_by_adamod
+from optax_zoo.adaptive.adamomentum import adamomentum as adamomentum
+from optax_zoo.adaptive.adamomentum import scale_by_adamomentum as scale_by_adamomentum
 from optax_zoo.adaptive.ademamix import ademamix as ademamix
 from optax_zoo.adaptive.ademamix import ademamix_alpha_schedule as ademamix_alpha_schedule
 from optax_zoo.adaptive.ademamix import ademamix_b3_schedule as ademamix_b3_schedule
