@@ -29,6 +29,10 @@ from optax_zoo.adaptive.ademamix import ademamix as ademamix
 from optax_zoo.adaptive.ademamix import ademamix_alpha_schedule as ademamix_alpha_schedule
 from optax_zoo.adaptive.ademamix import ademamix_b3_schedule as ademamix_b3_schedule
 from optax_zoo.adaptive.ademamix import scale_by_ademamix as scale_by_ademamix
+from optax_zoo.adaptive.ano import ano as ano
+from optax_zoo.adaptive.ano import anolog as anolog
+from optax_zoo.adaptive.ano import scale_by_ano as scale_by_ano
+from optax_zoo.adaptive.ano import scale_by_anolog as scale_by_anolog
 from optax_zoo.adaptive.autosparse import autosparse_weight as autosparse_weight
 from optax_zoo.adaptive.autosparse import gradient_annealing_schedule as gradient_annealing_schedule
 from optax_zoo.adaptive.diffgrad import diffgrad as diffgrad
