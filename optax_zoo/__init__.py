@@ -37,6 +37,9 @@ from optax_zoo.adaptive.autosparse import autosparse_weight as autosparse_weight
 from optax_zoo.adaptive.autosparse import gradient_annealing_schedule as gradient_annealing_schedule
 from optax_zoo.adaptive.diffgrad import diffgrad as diffgrad
 from optax_zoo.adaptive.diffgrad import scale_by_diffgrad as scale_by_diffgrad
+from optax_zoo.adaptive.grams import grams as grams
+from optax_zoo.adaptive.grams import grams_direction as grams_direction
+from optax_zoo.adaptive.grams import scale_by_grams as scale_by_grams
 from optax_zoo.adaptive.online_to_nonconvex import OnlineLearner as OnlineLearner
 from optax_zoo.adaptive.online_to_nonconvex import online_to_nonconvex as online_to_nonconvex
 from optax_zoo.adaptive.penalties import mcp_penalty as mcp_penalty
