@@ -90,5 +90,5 @@ def test_bad_numbers(call: Callable, sentence: str) -> None:
 
 @pytest.mark.parametrize("x", [jnp.array([1 + 2j]), jnp.array([1, 2])])
 def test_only_real_floating_arrays(x: jax.Array) -> None:
-    with pytest.raises(TypeError, match="^mcp_penalty: x must be a real floating array, got (complex64|int32)"):
+    with pytest.raises(TypeError, match=r"^mcp_penalty: x must be a real floating array, got (complex64|int32)"):
         zoo.mcp_penalty(x, 0.1)
