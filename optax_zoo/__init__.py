@@ -42,6 +42,8 @@ from optax_zoo.adaptive.diffgrad import scale_by_diffgrad as scale_by_diffgrad
 from optax_zoo.adaptive.grams import grams as grams
 from optax_zoo.adaptive.grams import grams_direction as grams_direction
 from optax_zoo.adaptive.grams import scale_by_grams as scale_by_grams
+from optax_zoo.adaptive.madgrad import madgrad as madgrad
+from optax_zoo.adaptive.madgrad import mirror_madgrad as mirror_madgrad
 from optax_zoo.adaptive.online_to_nonconvex import OnlineLearner as OnlineLearner
 from optax_zoo.adaptive.online_to_nonconvex import online_to_nonconvex as online_to_nonconvex
 from optax_zoo.adaptive.penalties import mcp_penalty as mcp_penalty
