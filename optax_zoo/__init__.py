@@ -25,6 +25,10 @@ from optax_zoo.adaptive.adamod import adamod as adamod
 from optax_zoo.adaptive.adamod import scale_by_adamod as scale_by_adamod
 from optax_zoo.adaptive.adamomentum import adamomentum as adamomentum
 from optax_zoo.adaptive.adamomentum import scale_by_adamomentum as scale_by_adamomentum
+from optax_zoo.adaptive.adamp import adamp as adamp
+from optax_zoo.adaptive.adamp import scale_by_adamp as scale_by_adamp
+from optax_zoo.adaptive.adamp import scale_by_sgdp as scale_by_sgdp
+from optax_zoo.adaptive.adamp import sgdp as sgdp
 from optax_zoo.adaptive.ademamix import ademamix as ademamix
 from optax_zoo.adaptive.ademamix import ademamix_alpha_schedule as ademamix_alpha_schedule
 from optax_zoo.adaptive.ademamix import ademamix_b3_schedule as ademamix_b3_schedule
