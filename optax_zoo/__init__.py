@@ -21,6 +21,8 @@ from optax_zoo.adaptive.adabelief import scale_by_adabelief as scale_by_adabelie
 from optax_zoo.adaptive.adabound import adabound as adabound
 from optax_zoo.adaptive.adabound import amsbound as amsbound
 from optax_zoo.adaptive.adabound import scale_by_adabound as scale_by_adabound
+from optax_zoo.adaptive.adagrad_norm import adagrad_norm as adagrad_norm
+from optax_zoo.adaptive.adagrad_norm import scale_by_adagrad_norm as scale_by_adagrad_norm
 from optax_zoo.adaptive.adamod import adamod as adamod
 from optax_zoo.adaptive.adamod import scale_by_adamod as scale_by_adamod
 from optax_zoo.adaptive.adamomentum import adamomentum as adamomentum
