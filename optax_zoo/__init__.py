@@ -43,6 +43,7 @@ from optax_zoo.adaptive.autosparse import autosparse_weight as autosparse_weight
 from optax_zoo.adaptive.autosparse import gradient_annealing_schedule as gradient_annealing_schedule
 from optax_zoo.adaptive.cautious import cautious as cautious
 from optax_zoo.adaptive.cautious_weight_decay import add_cautious_weight_decay as add_cautious_weight_decay
+from optax_zoo.adaptive.centralize_gradients import centralize_gradients as centralize_gradients
 from optax_zoo.adaptive.diffgrad import diffgrad as diffgrad
 from optax_zoo.adaptive.diffgrad import scale_by_diffgrad as scale_by_diffgrad
 from optax_zoo.adaptive.exponentiated_gradient import apply_exponentiated as apply_exponentiated
