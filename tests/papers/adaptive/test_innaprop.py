@@ -77,7 +77,7 @@ def on_a_quadratic(learning_rate: float, alpha: float, beta: float, duration: fl
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.1, 0.9), (0.5, 0.1), (2.0, 2.0)])
 def test_follows_the_inertial_newton_dynamics(alpha: float, beta: float) -> None:
-    """x'' + (alpha + beta c) x' + c x = 0 from x = 1, whose solution the discretisation nears in proportion to its step.
+    """x'' + (alpha + beta c) x' + c x = 0 from x = 1; the distance to its solution is proportional to the step.
 
     The velocity at the start is that of x' = (1 / beta - alpha) x - psi / beta - beta c x.
     """
@@ -131,5 +131,5 @@ def test_bad_numbers(arguments: dict[str, float], sentence: str) -> None:
 def test_params_are_needed() -> None:
     params = jnp.ones(3)
     tx = zoo.innaprop()
-    with pytest.raises(ValueError, match="^innaprop: needs params"):
+    with pytest.raises(ValueError, match=r"^innaprop: needs params"):
         tx.update(params, tx.init(params))
