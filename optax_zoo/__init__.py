@@ -55,6 +55,7 @@ from optax_zoo.adaptive.grams import scale_by_grams as scale_by_grams
 from optax_zoo.adaptive.innaprop import innaprop as innaprop
 from optax_zoo.adaptive.madgrad import madgrad as madgrad
 from optax_zoo.adaptive.madgrad import mirror_madgrad as mirror_madgrad
+from optax_zoo.adaptive.nag_gs import nag_gs as nag_gs
 from optax_zoo.adaptive.online_to_nonconvex import OnlineLearner as OnlineLearner
 from optax_zoo.adaptive.online_to_nonconvex import online_to_nonconvex as online_to_nonconvex
 from optax_zoo.adaptive.penalties import mcp_penalty as mcp_penalty
