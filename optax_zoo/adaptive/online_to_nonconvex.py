@@ -151,7 +151,8 @@ def _learner(
             keep = h.radius / jnp.maximum(jnp.sqrt(getattr(h, "square", jnp.zeros(()))), h.radius)
         elif learner == "ogd_beta":
             keep = jnp.asarray(h.beta / (1.0 + h.learning_rate * h.mu))
-        return {"keep": keep if epoch is None else jnp.where((h.count + 1) % epoch == 0, 0.0, keep)}
+        keep = keep if epoch is None else jnp.where((h.count + 1) % epoch == 0, 0.0, keep)
+        return {"keep": keep, "push": keep * h.learning_rate}
 
     @leafwise(
         OnlineGradientDescentState,
@@ -162,7 +163,7 @@ def _learner(
         delta=wide_zeros(),
     )
     def rule(g: Array, s: OnlineGradientDescentState, h: Any) -> tuple[Array, OnlineGradientDescentState]:
-        delta = h.keep * (s.delta - h.learning_rate * g)
+        delta = h.keep * s.delta - h.push * g
         return delta, s._replace(delta=delta)
 
     return rule

@@ -126,15 +126,14 @@ def _median(
         m=wide_zeros(),
     )
     def rule(g: Array, s: MedianGradientState, h: Any) -> tuple[Array, MedianGradientState]:
-        d = g - s.m
-        usable = h.usable if over_tree else ~jnp.isnan(d) if norm == "l1" else jnp.isfinite(d)
-        share = jnp.where(h.count == 0, 1.0, h.share) if init == "first" else h.share
-        toward = share * d
         if norm == "l1":
-            toward = jnp.clip(d, -h.tau, h.tau)
-            if init == "first":
-                toward = jnp.where(h.count == 0, d, toward)
-        m = s.m + jnp.where(usable, toward, 0)
+            d = g - s.m
+            reach = jnp.where(h.count == 0, jnp.inf, h.tau) if init == "first" else h.tau
+            m = s.m + jnp.where(jnp.isnan(d), 0, jnp.clip(d, -reach, reach))
+        else:
+            share = jnp.where(h.count == 0, 1.0, h.share) if init == "first" else h.share
+            usable = h.usable if over_tree else jnp.isfinite(g)
+            m = jnp.where(usable, 1 - share, 1) * s.m + jnp.where(usable, share * g, 0)
         return m, s._replace(m=m)
 
     return rule
