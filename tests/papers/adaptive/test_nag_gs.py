@@ -112,10 +112,11 @@ def test_is_stable_at_rates_where_explicit_steps_diverge() -> None:
 
 
 def test_is_accelerated() -> None:
-    """At mu / L = 1 / 20, the best rate of NAG-GS beats the best of gradient descent after as many steps."""
+    """At mu / L = 1 / 20 a good rate of NAG-GS beats the best of gradient descent, after 40 steps each."""
     with jax.enable_x64(True):
-        ours = min(np.abs(on_a_quadratic(zoo.nag_gs(a, mu=0.5, gamma=0.5), 40)[-1]).max() for a in (0.2, 0.3, 0.4, 0.5))
-        descent = min(np.abs(on_a_quadratic(optax.sgd(a), 40)[-1]).max() for a in np.linspace(0.02, 0.2, 37))
+        ours = min(np.abs(on_a_quadratic(zoo.nag_gs(a, mu=0.5, gamma=0.5), 40)[-1]).max() for a in (0.3, 0.5))
+    contractions = 1 - np.linspace(0.02, 0.2, 100)[:, None] * CURVATURES
+    descent = np.abs(contractions**40 * [1.0, -2.0, 3.0]).max(axis=1).min()
     assert ours < 0.5 * descent
 
 
