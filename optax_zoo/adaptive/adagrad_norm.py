@@ -34,7 +34,7 @@ class AdagradNormState(NamedTuple):
     """What the step sizes are made of, and the momentum."""
 
     count: Array  # steps taken
-    acc: Array | PerLeaf  # squares so far
+    acc: Array | PerLeaf  # squares beside b0^2
     buf: PerParameter  # EMA of gradients
 
 
@@ -140,7 +140,7 @@ PAPER = register(
         transform=scale_by_adagrad_norm,
         states=(AdagradNormState,),
         elementwise=False,
-        relative_learning_rate=1000.0,
+        relative_learning_rate=500.0,
         golden=("adagrad_norm.default", "adagrad_norm.per_row"),
     )
 )

@@ -287,7 +287,7 @@ SGDP = register(
         transform=scale_by_sgdp,
         states=(SgdpState,),
         floats_per_parameter=1,
-        relative_learning_rate=10.0,
+        relative_learning_rate=20.0,
         example={"momentum": 0.9, "weight_decay": 0.0001, "delta": 2.0},
         golden=("sgdp.momentum", "sgdp.nesterov_wd"),
     )

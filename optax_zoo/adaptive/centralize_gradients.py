@@ -41,6 +41,7 @@ def centralize_gradients(channel_axis: ChannelAxis = LAST) -> optax.GradientTran
     Args:
       channel_axis: the axis of output channels: an int, None (nothing is centralized), a (prefix) tree of these, or a
         function of (path, leaf) with a path such as "block/kernel". Flax's kernels have it last, PyTorch's first.
+        Convolutions only: `lambda path, leaf: -1 if leaf.ndim > 3 else None`.
 
     Returns:
       A transformation without slots.
