@@ -40,7 +40,7 @@ def test_the_less_a_gradient_changes_the_smaller_the_step() -> None:
     changes = np.array([0.0, 0.1, 0.5, 1.0, 3.0, 10.0, 100.0])
     before = np.full_like(changes, 12.0)
     gradients = [before, before, before + changes]
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         ours = direction(zoo.scale_by_diffgrad(eps=0.0), gradients)
         adam = direction(optax.scale_by_adam(eps=0.0), gradients)
     share = ours / adam
