@@ -76,6 +76,7 @@ from optax_zoo.averaging.schedule_free import schedule_free_adamw as schedule_fr
 from optax_zoo.averaging.schedule_free import schedule_free_radam as schedule_free_radam
 from optax_zoo.averaging.schedule_free import schedule_free_sgd as schedule_free_sgd
 from optax_zoo.averaging.swa import with_swa as with_swa
+from optax_zoo.averaging.switch_ema import switch_ema as switch_ema
 from optax_zoo.clipping.clip_by_coordinate import clip_by_coordinate as clip_by_coordinate
 from optax_zoo.clipping.clip_by_norm import clip_by_norm as clip_by_norm
 from optax_zoo.clipping.median_gradient import median_gradient as median_gradient
