@@ -231,7 +231,7 @@ PAPER = register(
         make=online_to_nonconvex,
         states=(OnlineGradientDescentState, OnlineToNonconvexState),
         floats_per_parameter=2,
-        relative_learning_rate=1.0,
+        relative_learning_rate=4.0,
         example={"learner": "ogd_beta", "mu": 1.0},
     )
 )

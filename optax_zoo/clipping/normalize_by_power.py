@@ -79,6 +79,6 @@ PAPER = register(
         states=(NormalizeByPowerState,),
         elementwise=False,
         base=optax.sgd,
-        relative_learning_rate=10.0,
+        relative_learning_rate=30.0,
     )
 )
