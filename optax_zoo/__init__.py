@@ -64,6 +64,8 @@ from optax_zoo.adaptive.penalties import prox_mcp as prox_mcp
 from optax_zoo.adaptive.penalties import prox_scad as prox_scad
 from optax_zoo.adaptive.penalties import scad_penalty as scad_penalty
 from optax_zoo.adaptive.random_scaling import random_scaling as random_scaling
+from optax_zoo.averaging.aswa import aswa as aswa
+from optax_zoo.averaging.aswa import naswa as naswa
 from optax_zoo.averaging.ema import inverse_power_ema_decay as inverse_power_ema_decay
 from optax_zoo.averaging.ema import power_ema_decay as power_ema_decay
 from optax_zoo.averaging.ema import power_ema_gamma as power_ema_gamma
@@ -75,6 +77,7 @@ from optax_zoo.averaging.schedule_free import schedule_free as schedule_free
 from optax_zoo.averaging.schedule_free import schedule_free_adamw as schedule_free_adamw
 from optax_zoo.averaging.schedule_free import schedule_free_radam as schedule_free_radam
 from optax_zoo.averaging.schedule_free import schedule_free_sgd as schedule_free_sgd
+from optax_zoo.averaging.sma import with_sma as with_sma
 from optax_zoo.averaging.swa import with_swa as with_swa
 from optax_zoo.averaging.switch_ema import switch_ema as switch_ema
 from optax_zoo.clipping.clip_by_coordinate import clip_by_coordinate as clip_by_coordinate
