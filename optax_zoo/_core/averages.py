@@ -18,6 +18,7 @@ from optax_zoo._core.slots import Slot, floating, widest
 from optax_zoo._core.trees import Leaves, PyTree, is_none
 
 AveragingRule: TypeAlias = Callable[[Array, Any, Any], Any]
+RedirectingRule: TypeAlias = Callable[[Array, Any, Any, Array, Array], tuple[Array, Any]]
 
 
 @runtime_checkable
@@ -171,12 +172,50 @@ def averaging(
     return build
 
 
+def redirecting(
+    inner: optax.GradientTransformation,
+    state_type: type[Any],
+    *,
+    hyper: Mapping[str, Any],
+    adjust_inner: Callable[[Any], PyTree] | None = None,
+    **more: Any,
+) -> Callable[[RedirectingRule], optax.GradientTransformationExtraArgs]:
+    """A wrapper that runs `inner` and may put the parameters elsewhere: `rule(after, s, h, p, u)` -> (update, new s).
+
+    In the rule `p` and `after` are the parameters before and after the step of `inner`, whose update is `u`. The other
+    arguments are those of `leafwise`; the state's last field is `inner_state`, integer leaves are copied.
+
+    Args:
+      adjust_inner: another inner state from the wrapper's state after the step.
+    """
+
+    def build(rule: RedirectingRule) -> optax.GradientTransformationExtraArgs:
+        own = leafwise(state_type, hyper=hyper, copy_integers=True, **more)(rule)
+
+        def redirect(updates: PyTree, state: Any, params: PyTree) -> tuple[PyTree, Any]:
+            after = jax.tree.map(stepped, params, updates, is_leaf=is_none)
+            new: Any
+            redirected, new = own.update(after, state, params, u=updates)
+            if adjust_inner:
+                new = new._replace(inner_state=adjust_inner(new))
+            return jax.tree.map(_redirected, updates, redirected), new
+
+        return wrapping(inner, own.init, redirect)
+
+    return build
+
+
+def _redirected(update: Any, redirected: Any) -> Any:
+    """Integer leaves keep the update of the inner optimizer."""
+    return redirected.astype(update.dtype) if jnp.issubdtype(update.dtype, jnp.inexact) else update
+
+
 def wrapping(
     inner: optax.GradientTransformation,
     init_own: Callable[[PyTree], Any],
     update_own: Callable[[PyTree, Any, PyTree], tuple[PyTree, Any]],
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner`, and then `update_own(updates of inner, state, params)`, with the state of `inner` as `inner_state`.
+    """`inner`, and then `update_own(updates of inner, state, params)`, with its new state as `inner_state` already.
 
     Raises:
       TypeError: `inner` is not a gradient transformation.
@@ -195,8 +234,7 @@ def wrapping(
             raise ValueError(f"{name}: needs params; call update(grads, state, params)")
         Leaves(name, "the gradient", updates).match("params", params)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
-        updates, state = update_own(updates, state, params)
-        return updates, state._replace(inner_state=inner_state)
+        return update_own(updates, state._replace(inner_state=inner_state), params)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -41,7 +41,9 @@ def optimizer(name: str, meta: dict[str, Any]) -> optax.GradientTransformation:
 def extra_arguments(arrays: dict[str, np.ndarray], extra: dict[str, Any]) -> dict[str, Any]:
     """What `update` is given beside the gradient, stacked over steps."""
     given: dict[str, Any] = {}
-    if "values" in extra:
+    if "check_every" in extra:
+        given["value"] = np.concatenate([[np.nan] * (extra["check_every"] - 1) + [value] for value in extra["values"]])
+    elif "values" in extra:
         given["value"] = np.asarray(extra["values"])
     if "prediction" in extra:
         given["prediction"] = prefixed(arrays, "m/")
