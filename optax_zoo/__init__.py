@@ -58,6 +58,8 @@ from optax_zoo.adaptive.madgrad import mirror_madgrad as mirror_madgrad
 from optax_zoo.adaptive.nag_gs import nag_gs as nag_gs
 from optax_zoo.adaptive.online_to_nonconvex import OnlineLearner as OnlineLearner
 from optax_zoo.adaptive.online_to_nonconvex import online_to_nonconvex as online_to_nonconvex
+from optax_zoo.adaptive.opt_amsgrad import minimal_polynomial_extrapolation as minimal_polynomial_extrapolation
+from optax_zoo.adaptive.opt_amsgrad import opt_amsgrad as opt_amsgrad
 from optax_zoo.adaptive.penalties import mcp_penalty as mcp_penalty
 from optax_zoo.adaptive.penalties import prox_l1 as prox_l1
 from optax_zoo.adaptive.penalties import prox_mcp as prox_mcp
