@@ -134,7 +134,8 @@ def _paper(name: str, algorithm: str, make: Any, golden: tuple[str, ...]) -> Pap
             needs=("params",),
             floats_per_parameter=1,
             elementwise=False,
-            example={"switch_every": 3},
+            relative_learning_rate=30.0,
+            example={"switch_every": 5},
             golden=golden,
         )
     )

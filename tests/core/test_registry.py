@@ -47,7 +47,7 @@ def test_the_state_is_as_large_as_recorded(paper: zoo.Paper) -> None:
     def count(tx: optax.GradientTransformation) -> int:
         return sum(x.size for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
 
-    extra = count(paper.build(1e-3)) - (0 if paper.kind == "optimizer" else count(optax.adamw(1e-3)))
+    extra = count(paper.build(1e-3)) - (0 if paper.kind == "optimizer" else count(paper.base(1e-3)))
     assert abs(extra / params["w"].size - paper.floats_per_parameter) < 0.05
 
 
