@@ -1,0 +1,1 @@
+"""Checkpoints merged into one: pure functions of trees of weights."""
