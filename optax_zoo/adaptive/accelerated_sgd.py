@@ -10,7 +10,6 @@ y depends on the rate of the next step, so that a schedule is evaluated one step
 outside, as by `optax.inject_hyperparams`, is taken to stay.
 """
 
-import numbers
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -124,15 +123,14 @@ def _with_primal(
     def add(u: Array, s: AcceleratedSgdState, h: Any, p: Array) -> tuple[Array, AcceleratedSgdState]:
         return p + (1 - s.share) * u, s
 
-    def init(params: PyTree) -> AcceleratedSgdState:
-        return rule.init(params)._replace(inner_state=inner.init(params))
+    def init(params: PyTree) -> Any:
+        state: Any = rule.init(params)
+        return state._replace(inner_state=inner.init(params))
 
-    def update(
-        updates: PyTree, state: AcceleratedSgdState, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, AcceleratedSgdState]:
-        dual, after = rule.update(updates, state, params)
+    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
+        dual, state = rule.update(updates, state, params)
         primal, inner_state = inner.update(updates, state.inner_state, params, **extra)
-        return add.update(primal, after, dual)[0], after._replace(inner_state=inner_state)
+        return add.update(primal, state, dual)[0], state._replace(inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -151,8 +149,9 @@ def _ratio(numerator: Scalar, denominator: Scalar) -> Array:
 
 
 def _convexities(learning_rate: ScalarOrSchedule) -> str:
-    known = isinstance(learning_rate, numbers.Real) and learning_rate > 0
-    return f"[0, {1 / learning_rate}]" if known else "[0, inf)"
+    if isinstance(learning_rate, int | float) and learning_rate > 0:
+        return f"[0, {1 / learning_rate}]"
+    return "[0, inf)"
 
 
 def _one_ahead(value: ScalarOrSchedule) -> ScalarOrSchedule:
@@ -172,7 +171,7 @@ PAPER = register(
         states=(AcceleratedSgdState,),
         needs=("params",),
         floats_per_parameter=1,
-        relative_learning_rate=100.0,
+        relative_learning_rate=10.0,
         breaks={"schedules": "the first step sees the schedule of learning_rate at 1"},
     )
 )

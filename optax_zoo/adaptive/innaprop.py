@@ -107,6 +107,7 @@ PAPER = register(
         states=(InnapropState,),
         needs=("params",),
         floats_per_parameter=2,
+        relative_learning_rate=0.5,
         golden=("innaprop.default", "innaprop.a2b2"),
     )
 )

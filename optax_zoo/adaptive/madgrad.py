@@ -189,6 +189,7 @@ PAPERS = (
             make=mirror_madgrad,
             states=(MirrorMadgradState,),
             floats_per_parameter=2,
+            relative_learning_rate=2.0,
             golden=("mirror_madgrad.default", "mirror_madgrad.wd"),
             **_PAPER,
         )

@@ -97,7 +97,7 @@ PAPER = register(
         states=(NagGsState,),
         needs=("params",),
         floats_per_parameter=1,
-        relative_learning_rate=100.0,
+        relative_learning_rate=300.0,
         golden=("nag_gs.default", "nag_gs.torch_naggs", "nag_gs.constant_gamma"),
     )
 )

@@ -116,11 +116,10 @@ def nonconvex_ag(
             b_ag = soft(b_ag + h.learning_rate * concave, h.learning_rate * h.lam)
         return (1 - h.alpha) * b_ag + h.alpha * b - p, s._replace(b=b, b_ag=b_ag)
 
-    def update(
-        updates: PyTree, state: NonconvexAgState, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, NonconvexAgState]:
-        move, after = rule.update(updates, state, params)
-        return move, after._replace(speed=_norm(move), old_speed=state.speed)
+    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
+        old_speed = state.speed
+        move, state = rule.update(updates, state, params)
+        return move, state._replace(speed=_norm(move), old_speed=old_speed)
 
     return optax.GradientTransformationExtraArgs(rule.init, update)
 
@@ -161,8 +160,7 @@ PAPER = register(
         needs=("params",),
         floats_per_parameter=2,
         elementwise=False,
-        relative_learning_rate=100.0,
-        breaks={"schedules": "no step sees the schedule of gamma"},
+        relative_learning_rate=20.0,
         golden=("nonconvex_ag.scad", "nonconvex_ag.mcp"),
     )
 )
