@@ -100,6 +100,7 @@ from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
 from optax_zoo.merging.fisher_merge import diagonal_fisher as diagonal_fisher
 from optax_zoo.merging.fisher_merge import fisher_merge as fisher_merge
 from optax_zoo.merging.model_stock import model_stock as model_stock
+from optax_zoo.merging.ot_fusion import ot_fusion as ot_fusion
 from optax_zoo.merging.soups import diwa as diwa
 from optax_zoo.merging.soups import greedy_soup as greedy_soup
 from optax_zoo.merging.soups import uniform_soup as uniform_soup
