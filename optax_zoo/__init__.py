@@ -106,6 +106,7 @@ from optax_zoo.merging.soups import greedy_soup as greedy_soup
 from optax_zoo.merging.soups import uniform_soup as uniform_soup
 from optax_zoo.merging.task_arithmetic import task_arithmetic as task_arithmetic
 from optax_zoo.merging.uncertainty_merge import uncertainty_merge as uncertainty_merge
+from optax_zoo.merging.variance_corrected import variance_corrected_average as variance_corrected_average
 from optax_zoo.schedules.adaptive_batch import adaptive_batch as adaptive_batch
 from optax_zoo.schedules.adaptive_batch import inner_product_test as inner_product_test
 from optax_zoo.schedules.adaptive_batch import next_batch_size as next_batch_size
