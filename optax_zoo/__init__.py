@@ -99,6 +99,10 @@ from optax_zoo.matrix.muon import muon as muon
 from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
 from optax_zoo.merging.fisher_merge import diagonal_fisher as diagonal_fisher
 from optax_zoo.merging.fisher_merge import fisher_merge as fisher_merge
+from optax_zoo.merging.interpolation import interpolate as interpolate
+from optax_zoo.merging.interpolation import layerwise_interpolate as layerwise_interpolate
+from optax_zoo.merging.interpolation import lmc_barrier as lmc_barrier
+from optax_zoo.merging.interpolation import lmc_curve as lmc_curve
 from optax_zoo.merging.model_stock import model_stock as model_stock
 from optax_zoo.merging.ot_fusion import ot_fusion as ot_fusion
 from optax_zoo.merging.soups import diwa as diwa
