@@ -52,7 +52,7 @@ class NonconvexAgState(NamedTuple):
 def nonconvex_ag(
     learning_rate: ScalarOrSchedule,
     penalty: Penalty = "scad",
-    lam: ScalarOrSchedule = 1e-3,
+    lam: ScalarOrSchedule = 1e-2,
     a: ScalarOrSchedule = 3.7,
     gamma: ScalarOrSchedule = 2.0,
     restart: bool = True,
