@@ -38,6 +38,7 @@ class Paper:
       peak_argument: the argument of `make` that wants the peak of the learning rate, where that is a schedule.
       base: what a wrapper wraps, and what a transform precedes, in `build`: base(learning_rate).
       example: keyword arguments that complete `make` where it has required ones.
+      probe: further ones under which a few steps show what every argument does, for the laws.
       golden: recorded trajectories of the authors' code that the parity test replays.
       breaks: laws it cannot obey, with the reason.
       library: whose code it is.
@@ -62,6 +63,7 @@ class Paper:
     peak_argument: str = ""
     base: Callable[[Any], optax.GradientTransformation] = optax.adamw
     example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    probe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     golden: tuple[str, ...] = ()
     breaks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     library: str = "optax_zoo"

@@ -274,7 +274,8 @@ PAPER = register(
         needs=("params",),
         floats_per_parameter=2,
         elementwise=False,
-        example={"weight_decay": 0.01, "delta": 2.0},
+        example={"weight_decay": 0.01},
+        probe={"delta": 2.0},
         golden=("adamp.default", "adamp.nesterov_wd"),
     )
 )
@@ -288,7 +289,8 @@ SGDP = register(
         states=(SgdpState,),
         floats_per_parameter=1,
         relative_learning_rate=20.0,
-        example={"momentum": 0.9, "weight_decay": 0.0001, "delta": 2.0},
+        example={"momentum": 0.9, "weight_decay": 0.0001},
+        probe={"delta": 2.0},
         golden=("sgdp.momentum", "sgdp.nesterov_wd"),
     )
 )

@@ -232,6 +232,6 @@ PAPER = register(
         states=(OnlineGradientDescentState, OnlineToNonconvexState),
         floats_per_parameter=2,
         relative_learning_rate=4.0,
-        example={"learner": "ogd_beta", "mu": 1.0},
+        probe={"learner": "ogd_beta", "mu": 1.0},
     )
 )

@@ -134,8 +134,9 @@ def _paper(name: str, algorithm: str, make: Any, golden: tuple[str, ...]) -> Pap
             needs=("params",),
             floats_per_parameter=1,
             elementwise=False,
-            relative_learning_rate=30.0,
-            example={"switch_every": 5},
+            relative_learning_rate=4.0,
+            example={"switch_every": 100},
+            probe={"switch_every": 5},
             golden=golden,
         )
     )

@@ -126,7 +126,7 @@ PAPER = register(
         states=(LookaheadState,),
         needs=("params",),
         floats_per_parameter=1,
-        example={"sync_period": 2},
+        probe={"sync_period": 2},
         golden=("lookahead.sgd", "lookahead.adam"),
     )
 )

@@ -130,7 +130,7 @@ PAPER = register(
         needs=("params",),
         floats_per_parameter=1,
         relative_learning_rate=100.0,
-        example={"nonmono": 0},
+        probe={"nonmono": 0},
         golden=("nt_asgd.basic",),
     )
 )

@@ -81,7 +81,7 @@ PAPER = register(
         states=(SmaState,),
         needs=("params",),
         floats_per_parameter=1,
-        example={"start": 2},
+        probe={"start": 2},
         golden=("sma.basic",),
     )
 )

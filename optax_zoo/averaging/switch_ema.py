@@ -115,7 +115,8 @@ PAPER = register(
         states=(SwitchEmaState,),
         needs=("params",),
         floats_per_parameter=1,
-        example={"decay": 0.9, "switch_every": 3},
+        example={"decay": 0.99, "switch_every": 100},
+        probe={"decay": 0.9, "switch_every": 3},
         golden=("switch_ema.basic",),
     )
 )

@@ -164,7 +164,8 @@ MEDIAN_GRADIENT = register(
         make=median_gradient,
         transform=None,
         base=optax.sgd,
-        example={"tau": 5.0, "norm": "huber"},
+        example={"tau": 1.0},
+        probe={"tau": 5.0, "norm": "huber"},
         golden=(),
     )
 )

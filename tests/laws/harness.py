@@ -180,12 +180,16 @@ def build(
     return optax.with_extra_args_support(optax.chain(tx, base) if paper.kind == "transform" else tx)
 
 
+def arguments_of(paper: Paper) -> dict[str, Any]:
+    return {**paper.example, **paper.probe}
+
+
 def required(paper: Paper, learning_rate: Any, base: optax.GradientTransformation) -> dict[str, Any]:
     """The arguments without which `paper.make` cannot be called."""
     if paper.kind == "transform":
-        return dict(paper.example)
+        return arguments_of(paper)
     first = next(iter(inspect.signature(paper.make).parameters))
-    return {first: learning_rate if paper.kind == "optimizer" else base, **paper.example}
+    return {first: learning_rate if paper.kind == "optimizer" else base, **arguments_of(paper)}
 
 
 def numbers(factory: Callable[..., Any]) -> dict[str, set[Any]]:

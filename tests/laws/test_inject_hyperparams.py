@@ -11,6 +11,7 @@ from jax import Array
 from optax_zoo import Paper
 from tests.laws.harness import (
     STEPS,
+    arguments_of,
     assert_close,
     build,
     counted,
@@ -59,7 +60,7 @@ def test_inject_hyperparams(paper: Paper) -> None:
         hyperparams = optax.tree.get(state, "hyperparams")
         signature = inspect.signature(paper.make).parameters
         for name in numbers(paper.make):
-            number = paper.example.get(name, signature[name].default)
+            number = arguments_of(paper).get(name, signature[name].default)
             assert name in hyperparams or not isinstance(number, int | float), f"{name} was not injected"
 
         for i in range(STEPS):

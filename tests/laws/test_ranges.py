@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from optax_zoo import Paper
-from tests.laws.harness import Violation, law, numbers, rate, required
+from tests.laws.harness import Violation, arguments_of, law, numbers, rate, required
 
 INTERVAL = r"^{}: {} must be in ([\[(])(\S+), (\S+)([\])]), got "
 
@@ -25,7 +25,7 @@ def factories(paper: Paper) -> Iterator[tuple[str, Callable[..., Any], dict[str,
         yield (
             paper.transform.__name__,
             paper.transform,
-            {name: value for name, value in paper.example.items() if name in known},
+            {name: value for name, value in arguments_of(paper).items() if name in known},
         )
 
 
