@@ -1,0 +1,1 @@
+"""What happens during training: numbers read from the state."""
