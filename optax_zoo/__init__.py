@@ -52,6 +52,8 @@ from optax_zoo.adaptive.exponentiated_gradient_pm import exponentiated_gradient_
 from optax_zoo.adaptive.grams import grams as grams
 from optax_zoo.adaptive.grams import grams_direction as grams_direction
 from optax_zoo.adaptive.grams import scale_by_grams as scale_by_grams
+from optax_zoo.adaptive.gravity import gravity as gravity
+from optax_zoo.adaptive.gravity import scale_by_gravity as scale_by_gravity
 from optax_zoo.adaptive.innaprop import innaprop as innaprop
 from optax_zoo.adaptive.madgrad import madgrad as madgrad
 from optax_zoo.adaptive.madgrad import mirror_madgrad as mirror_madgrad
