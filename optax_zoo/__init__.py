@@ -54,6 +54,8 @@ from optax_zoo.adaptive.grams import grams_direction as grams_direction
 from optax_zoo.adaptive.grams import scale_by_grams as scale_by_grams
 from optax_zoo.adaptive.gravity import gravity as gravity
 from optax_zoo.adaptive.gravity import scale_by_gravity as scale_by_gravity
+from optax_zoo.adaptive.induced_metric import induced_metric as induced_metric
+from optax_zoo.adaptive.induced_metric import scale_by_induced_metric as scale_by_induced_metric
 from optax_zoo.adaptive.innaprop import innaprop as innaprop
 from optax_zoo.adaptive.madgrad import madgrad as madgrad
 from optax_zoo.adaptive.madgrad import mirror_madgrad as mirror_madgrad
