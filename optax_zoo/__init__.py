@@ -70,6 +70,7 @@ from optax_zoo.adaptive.penalties import prox_mcp as prox_mcp
 from optax_zoo.adaptive.penalties import prox_scad as prox_scad
 from optax_zoo.adaptive.penalties import scad_penalty as scad_penalty
 from optax_zoo.adaptive.random_scaling import random_scaling as random_scaling
+from optax_zoo.adaptive.stochastic_model import stochastic_model as stochastic_model
 from optax_zoo.adaptive.subset_norm import adamw_sn as adamw_sn
 from optax_zoo.adaptive.subset_norm import scale_by_subset_norm as scale_by_subset_norm
 from optax_zoo.adaptive.subset_norm import sgd_sn as sgd_sn
