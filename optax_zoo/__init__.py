@@ -44,6 +44,8 @@ from optax_zoo.adaptive.autosparse import gradient_annealing_schedule as gradien
 from optax_zoo.adaptive.cautious import cautious as cautious
 from optax_zoo.adaptive.cautious_weight_decay import add_cautious_weight_decay as add_cautious_weight_decay
 from optax_zoo.adaptive.centralize_gradients import centralize_gradients as centralize_gradients
+from optax_zoo.adaptive.delayed_dual_averaging import delayed_dual_averaging as delayed_dual_averaging
+from optax_zoo.adaptive.delayed_dual_averaging import received_norm_sum as received_norm_sum
 from optax_zoo.adaptive.diffgrad import diffgrad as diffgrad
 from optax_zoo.adaptive.diffgrad import scale_by_diffgrad as scale_by_diffgrad
 from optax_zoo.adaptive.exponentiated_gradient import apply_exponentiated as apply_exponentiated
