@@ -62,6 +62,8 @@ from optax_zoo.adaptive.innaprop import innaprop as innaprop
 from optax_zoo.adaptive.madgrad import madgrad as madgrad
 from optax_zoo.adaptive.madgrad import mirror_madgrad as mirror_madgrad
 from optax_zoo.adaptive.nag_gs import nag_gs as nag_gs
+from optax_zoo.adaptive.nonconvex_ag import nonconvex_ag as nonconvex_ag
+from optax_zoo.adaptive.nonconvex_ag import nonconvex_ag_params as nonconvex_ag_params
 from optax_zoo.adaptive.online_to_nonconvex import OnlineLearner as OnlineLearner
 from optax_zoo.adaptive.online_to_nonconvex import online_to_nonconvex as online_to_nonconvex
 from optax_zoo.adaptive.opt_amsgrad import minimal_polynomial_extrapolation as minimal_polynomial_extrapolation
