@@ -16,6 +16,7 @@ from optax_zoo._core.paper import paper as paper
 from optax_zoo._core.paper import papers as papers
 from optax_zoo._core.quintics import polar_express_coeffs as polar_express_coeffs
 from optax_zoo._core.views import MatrixView as MatrixView
+from optax_zoo.adaptive.accelerated_sgd import accelerated_sgd as accelerated_sgd
 from optax_zoo.adaptive.adabelief import adabelief as adabelief
 from optax_zoo.adaptive.adabelief import scale_by_adabelief as scale_by_adabelief
 from optax_zoo.adaptive.adabound import adabound as adabound
