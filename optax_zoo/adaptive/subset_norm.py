@@ -304,7 +304,7 @@ SGD_SN = register(
         make=sgd_sn,
         transform=None,
         floats_per_parameter=0,
-        relative_learning_rate=100.0,
+        relative_learning_rate=16.0,
         golden=("sgd_sn.default",),
     )
 )

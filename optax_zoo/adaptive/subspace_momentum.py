@@ -11,6 +11,7 @@ out.
 
 import dataclasses
 import operator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -109,11 +110,8 @@ def _direction(
             refuse_block(s.exp_avg, where, why)
             block = Block.of(g, spec, where, why)
             space = Space(proj_type, *block.whole)
-            projector = lax.cond(
-                h.fresh,
-                lambda: space.choose(block, g, len(s.exp_avg), jax.random.fold_in(_key(seed), h.count)),
-                lambda: s.projector,
-            )
+            still, key = lax.stop_gradient(g), jax.random.fold_in(_key(seed), h.count)
+            projector = _replaced(s.projector, h.fresh, lambda: space.choose(block, still, len(s.exp_avg), key))
             y = block.linear(lambda whole: space.project(projector, whole), g)
             nothing = jnp.zeros_like(y)
             before = jnp.where(h.restarts, nothing, s.exp_avg) if reset == "clean" else s.exp_avg
@@ -190,6 +188,14 @@ class Space:
         return turned.T if self._turned else turned
 
 
+def _replaced(old: Array, now: Array, make: Callable[[], Array]) -> Array:
+    """`make()` if `now`, else `old`.
+
+    A loop of at most one turn: under vmap it does not turn where no member needs it, while `lax.cond` takes both ways.
+    """
+    return lax.while_loop(lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), make()), (now, old))[1]
+
+
 def _product(x: Array, y: Array) -> Array:
     return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
 
@@ -248,7 +254,7 @@ def subspace_momentum(
 
     With P the projection of a matrix on the subspace and e the average of P g, the direction is P^T e + (g - P^T P g):
     momentum inside the subspace, plain SGD outside. All leaves but matrices get ordinary averages as momentum; for
-    matrices that should too, pair it with `optax.partition`. Under `jax.vmap` every step pays for a choice of subspace.
+    matrices that should too, pair it with `optax.partition`. Derivatives of an update take the subspace as given.
 
     Inside `jax.shard_map` the momentum is of the whole leaf, the same on every device; pass the parameters'
     PartitionSpecs, `update(grads, state, params, param_specs=specs)`. Under `jax.jit` nothing is needed.
@@ -299,6 +305,7 @@ PAPER = register(
         algorithm="Subspace-Momentum",
         make=subspace_momentum,
         transform=scale_by_subspace_momentum,
+        relative_learning_rate=1.0,
         states=(SubspaceMomentumState,),
         floats_per_parameter=0.02,
         example={"rank": 1, "update_proj_gap": 3, "second_moment": "sn"},

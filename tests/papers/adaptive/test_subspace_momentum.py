@@ -247,6 +247,29 @@ def test_sharded_matrices_are_seen_whole(kind: Any, moment: Any) -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), updates, expected)
 
 
+def test_derivatives_of_an_update_take_the_subspace_as_given() -> None:
+    (g,) = jnp.asarray(gradients(1), jnp.float32)
+    tx = zoo.scale_by_subspace_momentum(2)
+    weights = jnp.arange(24.0).reshape(6, 4)
+    slope = jax.jit(jax.grad(lambda g: jnp.sum(weights * tx.update(g, tx.init(g))[0])))(g)
+    basis = tx.update(g, tx.init(g))[1].projector
+    np.testing.assert_allclose(slope, weights - 0.9 * weights @ basis.T @ basis, rtol=1e-4, atol=1e-4)
+
+
+def test_members_of_a_batch_choose_only_when_one_of_them_must() -> None:
+    gs = jnp.asarray(gradients(3), jnp.float32)
+    tx = zoo.scale_by_subspace_momentum(2)
+    _, early = tx.update(gs[0], tx.init(gs[0]))
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), tx.init(gs[0]), early)
+    together, after = jax.jit(jax.vmap(tx.update))(gs[:2], states)
+    for i, state in enumerate((tx.init(gs[0]), early)):
+        alone, expected = tx.update(gs[i], state)
+        np.testing.assert_allclose(together[i], alone, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(after.projector[i], expected.projector, rtol=1e-5, atol=1e-6)
+    choices = str(jax.make_jaxpr(jax.vmap(tx.update))(gs[:2], states))
+    assert choices.index("while[") < choices.index("svd[")
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     params = {"hidden": jnp.ones((6, 4)), "readout": jnp.ones((4, 1))}
     sentence = r"subspace_momentum: rank must be at most 1 for the leaf at \['readout'\] of shape \(4, 1\), got 2"
