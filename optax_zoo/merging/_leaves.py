@@ -69,11 +69,12 @@ def _stacked_count(what: str, tree: PyTree) -> int:
     first: tuple[str, int] | None = None
     leaves = Leaves(speaker(), what, tree)
     for path, leaf in zip(leaves.paths, leaves.values, strict=True):
-        if leaf is None:
+        spec = _spec(f"the stacked {what}", path, leaf)
+        if spec is None:
             continue
-        if not jnp.shape(leaf):
+        if not spec.shape:
             raise ValueError(f"{speaker()}: the stacked {what}s need a first axis that counts them; {path} is 0-d")
-        count = jnp.shape(leaf)[0]
+        count = spec.shape[0]
         first = first or (path, count)
         if count != first[1]:
             raise ValueError(
@@ -94,7 +95,8 @@ class Matched:
         self.groups = groups
         models = groups[0]
         self.leaves = Leaves(speaker(), models.names[0], models.trees[0])
-        self.specs = [_spec(leaf, models.form) for leaf in self.leaves.values]
+        named = zip(self.leaves.paths, self.leaves.values, strict=True)
+        self.specs = [_spec(models.names[0], path, leaf, models.form) for path, leaf in named]
         self._columns = [self._column(group) for group in groups]
 
     def _column(self, group: Group) -> list[Any]:
@@ -110,7 +112,7 @@ class Matched:
         first = self.leaves.what
         if leaf is not None and not jax.tree_util.all_leaves([leaf]):
             raise ValueError(f"{speaker()}: at {path} {first} has a leaf and {name} has a {type(leaf).__name__}")
-        other = _spec(leaf, group.form)
+        other = _spec(name, path, leaf, group.form)
         if (mine is None) != (other is None):
             parts = ("None", "an array") if mine is None else ("an array", "None")
             raise ValueError(f"{speaker()}: at {path} {first} has {parts[0]} and {name} has {parts[1]}")
@@ -166,9 +168,12 @@ class Matched:
                     raise ValueError(f"{speaker()}: {name} has NaN at {self.leaves.paths[i]}")
 
 
-def _spec(leaf: Any, form: str) -> jax.ShapeDtypeStruct | None:
+def _spec(name: str, path: str, leaf: Any, form: str = "list") -> jax.ShapeDtypeStruct | None:
+    """Shape and dtype of one model's part of a leaf, or None of None."""
     if leaf is None:
         return None
+    if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+        raise TypeError(f"{speaker()}: {name} has a {type(leaf).__name__} at {path}, no array; put None in its place")
     shape = jnp.shape(leaf)
     return jax.ShapeDtypeStruct(shape[1:] if form == "stacked" else shape, jnp.result_type(leaf))
 
@@ -187,7 +192,7 @@ def one_leaf(*static: str) -> Callable[[Callable[..., Array]], Callable[..., Arr
 
     def decorate(rule: Callable[..., Array]) -> Callable[..., Array]:
         def run(ws: list[Array], *beside: Any, **keywords: Any) -> Array:
-            wide = widest(jnp.float32, *(x.dtype for x in jax.tree.leaves((ws, beside))))
+            wide = widest(jnp.float32, *(x.dtype for x in jax.tree.leaves((ws, beside)) if x.dtype.itemsize > 1))
             real = jnp.finfo(wide).dtype
 
             def lift(x: Array) -> Array:

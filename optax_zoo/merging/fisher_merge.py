@@ -58,7 +58,7 @@ def normalized(coefficients: Sequence[Scalar], leaves: Sequence[Array]) -> list[
 @jax.jit
 def _norm(x: Array) -> Array:
     """The 2-norm, without squares that leave float32's range."""
-    x = jnp.abs(x.astype(real_at_least_float32(x.dtype)))
+    x = jnp.abs(x.astype(at_least_float32(x.dtype)))
     most = mesh.largest(x)
     scaled = x / jnp.where(most > 0, most, 1.0)
     return (most * jnp.sqrt(mesh.total(scaled * scaled))).astype(scalar_dtype())

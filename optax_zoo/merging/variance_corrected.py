@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from optax_zoo._core import mesh
 from optax_zoo._core.hyper import Scalar, abs_sq, choice, number
@@ -108,7 +109,7 @@ def variance_corrected_average(
     """
     choice("target", target, Target)
     share = number("conservative", conservative, "[0, 1]")
-    if self_params is None and (target != "others" or not isinstance(share, float | int) or share > 0):
+    if self_params is None and (target != "others" or isinstance(share, Tracer) or share > 0):
         raise ValueError(f"variance_corrected_average: target {target!r}, conservative {share} needs self_params")
     groups = [several("model", models), *([] if self_params is None else [single("self_params", self_params)])]
     matched = Matched(*groups)

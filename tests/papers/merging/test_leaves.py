@@ -115,6 +115,17 @@ def test_narrow_weights_are_merged_in_float32(merge: Merge) -> None:
     np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16))
 
 
+def test_numpy_numbers_keys_and_eight_bit_floats() -> None:
+    first, second = (
+        {"w": np.full(3, x), "lr": x, "key": jax.random.key(int(x)), "f8": jnp.full(2, x, jnp.float8_e4m3fn)}
+        for x in (1.0, 3.0)
+    )
+    merged = zoo.uniform_soup([first, second])
+    np.testing.assert_array_equal(merged["w"], np.full(3, 2.0))
+    assert merged["lr"] == 2.0 and merged["key"] == first["key"]
+    assert merged["f8"].dtype == jnp.float8_e4m3fn and np.all(np.asarray(merged["f8"], np.float32) == 2.0)
+
+
 def paths(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
@@ -239,6 +250,13 @@ MISTAKES = [
 def test_the_first_leaf_that_differs_is_named(models: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(sentence) + "$"):
         zoo.uniform_soup(models)
+
+
+def test_what_is_no_array_is_named() -> None:
+    with pytest.raises(TypeError, match=r"^uniform_soup: model 0 has a function at \['f'\], no array; put None"):
+        zoo.uniform_soup([{"f": tree}, {"f": tree}])
+    with pytest.raises(TypeError, match=r"^uniform_soup: the stacked model has a str at \['f'\], no array"):
+        zoo.uniform_soup({"f": "relu"})
 
 
 def test_a_base_that_differs_is_named() -> None:
