@@ -30,7 +30,7 @@ class DelayedDualAveragingState(NamedTuple):
     norm_sum: Array  # received norms, summed
     gamma: Array  # squares and lags
     x1: PerParameter  # the initial parameters
-    s: PerParameter  # received gradients, summed
+    s: PerParameter  # gradients times rate, summed
 
 
 @method
@@ -51,12 +51,13 @@ def delayed_dual_averaging(
         ...
         updates, state = tx.update(grads, state, params, norm_sum_at_play=played[1])
 
-    The parameters become x_1 - eta S with S the sum of all gradients received.
+    The parameters become x_1 - eta S with S the sum of all gradients received, each times the learning rate.
 
     Args:
-      learning_rate: R >= 0, in units of the parameters, meant to be at least |x* - x_1| / sqrt(2).
-      adaptive: eta = R / sqrt(Gamma), where Gamma sums |g|^2 + 2 |g| times the norms received since the point was
-        played; otherwise eta = R / (max_norm sqrt((1 + 2 max_delay) (received + max_delay + 1))).
+      learning_rate: R >= 0, in units of the parameters, meant to be at least |x* - x_1| / sqrt(2). Constant in the
+        paper; a schedule weighs the gradients, since a decaying eta would lead back to x_1.
+      adaptive: eta = 1 / sqrt(Gamma), where Gamma sums |g|^2 + 2 |g| times the norms received since the point was
+        played; otherwise eta = 1 / (max_norm sqrt((1 + 2 max_delay) (received + max_delay + 1))).
       beta: Gamma's first value, >= 0; > 0 in the theorem.
       max_delay: bound on the delay, >= 0, in gradients; needed without `adaptive`.
       max_norm: bound on |g|, > 0; needed without `adaptive`.
@@ -86,9 +87,9 @@ def delayed_dual_averaging(
         start = jnp.where(h.count == 0, h.beta, s.gamma)
         gamma = jnp.where(usable, start + norm * (norm + 2 * lag), start)
         if adaptive:
-            eta = h.learning_rate / jnp.sqrt(jnp.where(gamma > 0, gamma, jnp.inf))
+            eta = 1 / jnp.sqrt(jnp.where(gamma > 0, gamma, jnp.inf))
         else:
-            eta = h.learning_rate / (h.max_norm * jnp.sqrt((1 + 2 * h.max_delay) * (h.t + h.max_delay + 1)))
+            eta = 1 / (h.max_norm * jnp.sqrt((1 + 2 * h.max_delay) * (h.t + h.max_delay + 1)))
         return {
             "usable": usable,
             "eta": eta,
@@ -111,7 +112,7 @@ def delayed_dual_averaging(
         s=wide_zeros(),
     )
     def rule(g: Array, s: DelayedDualAveragingState, h: Any, p: Array) -> tuple[Array, DelayedDualAveragingState]:
-        total = s.s + jnp.where(h.usable, g, 0)
+        total = s.s + jnp.where(h.usable, h.learning_rate * g, 0)
         return s.x1 - h.eta * total - p, s._replace(s=total)
 
     def update(

@@ -142,7 +142,7 @@ PAPER = register(
         states=(InducedMetricState,),
         floats_per_parameter=2,
         elementwise=False,
-        relative_learning_rate=10.0,
+        relative_learning_rate=3.0,
         example={"variant": "rms"},
         golden=("induced_metric.default", "induced_metric.log", "induced_metric.rms"),
     )

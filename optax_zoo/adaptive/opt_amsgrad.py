@@ -197,6 +197,7 @@ PAPER = register(
         make=opt_amsgrad,
         states=(OptAmsgradState,),
         floats_per_parameter=10,
+        relative_learning_rate=0.2,
         elementwise=False,
         golden=("opt_amsgrad.author_code",),
     )

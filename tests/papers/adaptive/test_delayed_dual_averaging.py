@@ -84,6 +84,16 @@ def test_agents_whose_answers_are_late_still_get_there() -> None:
     assert np.abs(np.mean(played[150:], axis=0) - np.asarray(solution)).max() < 0.1
 
 
+def test_a_decaying_rate_does_not_lead_back_to_the_start() -> None:
+    params, gradients = problem()
+    towards = jax.tree.map(np.abs, gradients)
+    ours, _ = trajectory(zoo.delayed_dual_averaging(optax.linear_schedule(1.0, 0.0, 11)), params, towards)
+    constant, _ = trajectory(zoo.delayed_dual_averaging(1.0), params, towards)
+    start = params["w"]
+    moved, farthest = (np.linalg.norm(path["w"][-1] - start) for path in (ours, constant))
+    assert 0.3 * farthest < moved < farthest
+
+
 def test_the_norm_sum_is_found_through_nesting() -> None:
     params = {"w": jnp.ones(3)}
     tx = optax.chain(optax.identity(), optax.masked(zoo.delayed_dual_averaging(0.1), {"w": True}))
