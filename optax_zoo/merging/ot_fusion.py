@@ -122,7 +122,7 @@ def _with_aligned_inputs(i: int, a: Matrix, b: Matrix, plan: Matrix | None) -> M
         )
     positions = a.reshape(-1, width, outputs)
     if plan is not None:
-        positions = np.einsum("pco,cd->pdo", positions, plan)
+        positions = plan.T @ positions
     return positions.reshape(-1, outputs).T
 
 
