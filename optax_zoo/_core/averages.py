@@ -1,6 +1,7 @@
 """Which weights to evaluate, and where to take gradients: one function each for all methods, through any nesting."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -32,13 +33,13 @@ class Average(Protocol):
 
 
 @runtime_checkable
-class Probe(Protocol):
+class Predictor(Protocol):
     """An optimizer state that wants the gradient of its next step elsewhere than at the parameters.
 
-    `PROBED` names the params-shaped tree by which its blind spots are seen.
+    `PREDICTED` names the params-shaped tree by which its blind spots are seen.
     """
 
-    PROBED: str
+    PREDICTED: str
 
     def gradient_params(self, params: PyTree) -> PyTree: ...
 
@@ -74,8 +75,8 @@ def gradient_params(opt_state: PyTree, params: PyTree) -> PyTree:
     Returns:
       A tree like `params`, in its dtypes.
     """
-    for probe in found(opt_state, Probe):
-        params = _answer("gradient_params", probe.gradient_params, getattr(probe, probe.PROBED), params)
+    for predictor in found(opt_state, Predictor):
+        params = _answer("gradient_params", predictor.gradient_params, getattr(predictor, predictor.PREDICTED), params)
     return params
 
 
@@ -127,6 +128,13 @@ def at_least(slot: Slot, dtype: DTypeLike) -> Slot:
 def approach(average: Any, value: Any, take: Any) -> Any:
     """(1 - take) * average + take * value, in the form whose fixed point is `value` in floating point too."""
     return average + take * (value - average)
+
+
+def steps(value: Any) -> Array:
+    """A number of steps as int32; one too large for it never comes."""
+    if isinstance(value, numbers.Real):
+        value = min(value, jnp.iinfo(jnp.int32).max)
+    return jnp.asarray(value, jnp.int32)
 
 
 def _is_masked(node: object) -> bool:
@@ -183,31 +191,47 @@ def redirecting(
     """A wrapper that runs `inner` and may put the parameters elsewhere: `rule(after, s, h, p, u)` -> (update, new s).
 
     In the rule `p` and `after` are the parameters before and after the step of `inner`, whose update is `u`. The other
-    arguments are those of `leafwise`; the state's last field is `inner_state`, integer leaves are copied.
+    arguments are those of `leafwise`; the state's last field is `inner_state`. Integer leaves are copied into the
+    state and keep the update of `inner`; parameters without an update stay where they are.
 
     Args:
-      adjust_inner: another inner state from the wrapper's state after the step.
+      adjust_inner: `adjust_inner(new s)` -> the inner state with which the next step begins.
     """
 
     def build(rule: RedirectingRule) -> optax.GradientTransformationExtraArgs:
         own = leafwise(state_type, hyper=hyper, copy_integers=True, **more)(rule)
 
         def redirect(updates: PyTree, state: Any, params: PyTree) -> tuple[PyTree, Any]:
-            after = jax.tree.map(stepped, params, updates, is_leaf=is_none)
+            after = jax.tree.map(_stepped_wide, params, updates, is_leaf=is_none)
             new: Any
-            redirected, new = own.update(after, state, params, u=updates)
+            redirected, new = own.update(
+                after, state, params, u=jax.tree.map(_or_zeros, updates, params, is_leaf=is_none)
+            )
             if adjust_inner:
                 new = new._replace(inner_state=adjust_inner(new))
-            return jax.tree.map(_redirected, updates, redirected), new
+            return jax.tree.map(_redirected, updates, redirected, is_leaf=is_none), new
 
         return wrapping(inner, own.init, redirect)
 
     return build
 
 
+def _stepped_wide(param: Any, update: Any) -> Any:
+    """`stepped`, in a dtype that holds the update too, which a rule gives back in the dtype of what it is given."""
+    after = stepped(param, update)
+    if after is param or not jnp.issubdtype(after.dtype, jnp.inexact):
+        return after
+    return after.astype(widest(after.dtype, update.dtype))
+
+
+def _or_zeros(update: Any, param: Any) -> Any:
+    return jnp.zeros_like(param) if update is None and param is not None else update
+
+
 def _redirected(update: Any, redirected: Any) -> Any:
-    """Integer leaves keep the update of the inner optimizer."""
-    return redirected.astype(update.dtype) if jnp.issubdtype(update.dtype, jnp.inexact) else update
+    if update is None or redirected is None or not jnp.issubdtype(update.dtype, jnp.inexact):
+        return update
+    return redirected.astype(update.dtype)
 
 
 def wrapping(

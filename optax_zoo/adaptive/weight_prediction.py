@@ -39,7 +39,7 @@ class WeightPredictionState(NamedTuple):
     v: PerParameter = None  # second moment (adam)
     inner_state: Any = None  # of another base
 
-    PROBED = "m"
+    PREDICTED = "m"
 
     def gradient_params(self, params: PyTree) -> PyTree:
         """The point at which the gradient of the next step is taken; weight decay is not predicted."""

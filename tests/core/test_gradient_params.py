@@ -18,7 +18,7 @@ PARAMS = {"a": jnp.array([1.0, -2.0]), "b": jnp.ones((2, 2), jnp.bfloat16)}
 class AheadState(NamedTuple):
     velocity: Any
 
-    PROBED = "velocity"
+    PREDICTED = "velocity"
 
     def gradient_params(self, params: Any) -> Any:
         return jax.tree.map(lambda p, v: p.astype(jnp.float32) + v, params, self.velocity)
