@@ -9,6 +9,7 @@ weights, the norm is that of all weights, and the first iterate counts once; as 
 were taken in, where the paper divides by 0 at its first step.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core.averages import approach, at_least, redirecting
+from optax_zoo._core.averages import approach, at_least, redirecting, steps
 from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
@@ -25,12 +26,13 @@ from optax_zoo._core.trees import PyTree
 
 
 class AswaState(NamedTuple):
-    """The mean, what was turned away, and the state of the optimizer."""
+    """The mean, how far off the iterates turned away were, and the state of the optimizer."""
 
     count: Array  # steps taken
     n: Array  # iterates in the mean
-    norm_sum: Array  # of norms since acceptance
-    norm_count: Array  # number of them
+    switched: Array | None  # 1 at the mean
+    norm_sum: Array | None  # of distances since acceptance
+    norm_count: Array | None  # number of them
     mean: PerParameter  # averaged parameters
     inner_state: optax.OptState  # of the optimizer
 
@@ -58,8 +60,8 @@ def aswa(
     Args:
       inner: the optimizer, learning rate included.
       switch_every: steps between two switches of the parameters to the mean, >= 1: an epoch in the paper.
-      norm_filter: takes an iterate in only if its distance from the mean exceeds the mean of those turned away since
-        the last one taken in, and of that one.
+      norm_filter: takes an iterate in only if it lies farther from the mean than, on average, the last one taken in
+        and those turned away since; a switch forgets them.
       accumulator_dtype: dtype of the mean, or the parameter's own where that is wider.
 
     Returns:
@@ -72,21 +74,22 @@ def aswa(
     def sums(after: Array, s: AswaState, h: Any, p: Array) -> dict[str, Array]:
         return {"squared_distance": jnp.sum(abs_sq(p - s.mean))}
 
-    def step(h: Any, s: AswaState) -> dict[str, Array]:
-        every = jnp.asarray(h.switch_every, jnp.int32)
-        first, switched, switches = h.count == 0, h.count % every == 0, (h.count + 1) % every == 0
-        norm = jnp.where(switched, 0.0, jnp.sqrt(h.squared_distance).astype(s.n.dtype))
-        far = norm * jnp.maximum(s.norm_count, 1.0) > s.norm_sum
-        accepts = jnp.logical_not(first) & (far if norm_filter else True)
-        n = s.n + jnp.where(first | accepts, 1.0, 0.0)
-        norm_sum = jnp.where(accepts, norm, s.norm_sum + norm)
-        norm_count = jnp.where(accepts, 1.0, s.norm_count + jnp.where(norm > 0, 1.0, 0.0))
+    def step(h: Any, s: Any) -> dict[str, Any]:
+        switches = (h.count + 1) % steps(h.switch_every) == 0
+        if not norm_filter:
+            return {"accepts": True, "n": s.n + 1.0, "switches": switches}
+        norm = jnp.where(s.switched > 0, 0.0, jnp.sqrt(h.squared_distance).astype(s.n.dtype))
+        accepts = (h.count == 0) | (norm * jnp.maximum(s.norm_count, 1.0) > s.norm_sum)
+        rejects = jnp.logical_not(accepts) & (norm > 0)
+        norm_sum = jnp.where(accepts, norm, s.norm_sum + jnp.where(rejects, norm, 0.0))
+        norm_count = jnp.where(accepts, 1.0, s.norm_count + jnp.where(rejects, 1.0, 0.0))
         return {
-            "n": n,
-            "take": jnp.where(accepts, 1.0 / n, 0.0),
+            "accepts": accepts,
+            "n": s.n + jnp.where(accepts, 1.0, 0.0),
+            "switches": switches,
+            "switched": switches,
             "norm_sum": jnp.where(switches, 0.0, norm_sum),
             "norm_count": jnp.where(switches, 0.0, norm_count),
-            "switches": switches,
         }
 
     @redirecting(
@@ -94,15 +97,16 @@ def aswa(
         AswaState,
         hyper={"switch_every": switch_every},
         ranges={"switch_every": "[1, inf)"},
-        sums=sums,
+        sums=sums if norm_filter else None,
         step=step,
         n=0.0,
-        norm_sum=0.0,
-        norm_count=0.0,
+        switched=1.0 if norm_filter else None,
+        norm_sum=0.0 if norm_filter else None,
+        norm_count=0.0 if norm_filter else None,
         mean=at_least(copy(), accumulator_dtype),
     )
     def rule(after: Array, s: AswaState, h: Any, p: Array, u: Array) -> tuple[Array, AswaState]:
-        mean = approach(s.mean, p, h.take)
+        mean = jnp.where(h.accepts, approach(s.mean, p, 1.0 / h.n), s.mean)
         return jnp.where(h.switches, mean - p, u), s._replace(mean=mean)
 
     return rule
@@ -115,11 +119,25 @@ def naswa(
     *,
     accumulator_dtype: DTypeLike = "float32",
 ) -> optax.GradientTransformationExtraArgs:
-    """Norm-filtered ASWA (arXiv:1909.10447, Algorithm 2): `aswa` with `norm_filter=True`; arguments as there."""
+    """Norm-filtered aggressive stochastic weight averaging (arXiv:1909.10447, Algorithm 2).
+
+    It is `aswa` with `norm_filter=True`.
+
+    Args:
+      inner: the optimizer, learning rate included.
+      switch_every: steps between two switches of the parameters to the mean, >= 1: an epoch in the paper.
+      accumulator_dtype: dtype of the mean, or the parameter's own where that is wider.
+
+    Returns:
+      The optimizer with one more number of state per parameter.
+
+    Raises:
+      ValueError: `switch_every` < 1; in `update`, params are missing.
+    """
     return aswa(inner, switch_every, norm_filter=True, accumulator_dtype=accumulator_dtype)
 
 
-def _paper(name: str, algorithm: str, make: Any, golden: tuple[str, ...]) -> Paper:
+def _paper(name: str, algorithm: str, make: Callable[..., Any], golden: tuple[str, ...], elementwise: bool) -> Paper:
     return register(
         Paper(
             name=name,
@@ -133,7 +151,7 @@ def _paper(name: str, algorithm: str, make: Any, golden: tuple[str, ...]) -> Pap
             states=(AswaState,),
             needs=("params",),
             floats_per_parameter=1,
-            elementwise=False,
+            elementwise=elementwise,
             relative_learning_rate=4.0,
             example={"switch_every": 100},
             probe={"switch_every": 5},
@@ -142,5 +160,5 @@ def _paper(name: str, algorithm: str, make: Any, golden: tuple[str, ...]) -> Pap
     )
 
 
-ASWA = _paper("aswa", "Algorithm 1", aswa, ("aswa.basic", "naswa.basic"))
-NASWA = _paper("naswa", "Algorithm 2", naswa, ())
+ASWA = _paper("aswa", "Algorithm 1", aswa, ("aswa.basic", "naswa.basic"), elementwise=True)
+NASWA = _paper("naswa", "Algorithm 2", naswa, (), elementwise=False)

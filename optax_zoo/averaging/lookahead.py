@@ -3,8 +3,9 @@
 Michael R. Zhang, James Lucas, Geoffrey Hinton, Jimmy Ba, 2019, arXiv:1907.08610, Algorithm 1.
 Slow weights move part of the way to where k steps of any optimizer have led, and the fast ones start again from there.
 
-Differs from the authors' code: their default step size is 0.8. `optax.lookahead` wants a pair of fast and slow weights
-in the place of the parameters; here the parameters are the fast ones and the state keeps the slow ones.
+Differs from the authors' code: their default step size is 0.8; their `pullback` that interpolates momentum is left out,
+because both of its ends are one buffer. `optax.lookahead` wants a pair of fast and slow weights in the place of the
+parameters; here the parameters are the fast ones and the state keeps the slow ones.
 """
 
 from collections.abc import Callable
@@ -16,19 +17,19 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core.averages import approach, at_least, redirecting
+from optax_zoo._core.averages import approach, at_least, redirecting, steps
 from optax_zoo._core.hyper import ScalarOrSchedule, choice
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.slots import PerParameter, copy
 from optax_zoo._core.trees import PyTree
-from optax_zoo._core.views import path_name
+from optax_zoo._core.views import KeyPath, path_name
 
 Pullback = Literal["none", "reset"]
 ResetPredicate: TypeAlias = Callable[[str, Array], bool]
 
 MOMENTUM_FIELDS = frozenset({"trace", "buf", "velocity", "momentum"})
-"""What optax and this library call the momentum of SGD and its relatives in their states."""
+"""What states of optax and of this library call the momentum of SGD and its relatives."""
 
 
 class LookaheadState(NamedTuple):
@@ -66,28 +67,35 @@ def lookahead(
       inner: the fast optimizer, learning rate included.
       sync_period: steps between two synchronisations, >= 1.
       slow_step_size: share of the way that the slow weights take, in (0, 1]; 1 is `inner` itself.
-      pullback: "none" keeps the state of `inner`; "reset" sets its momentum to 0 at each synchronisation.
+      pullback: "none" keeps the state of `inner`; "reset" sets its momentum to 0 at each synchronisation, and
+        nothing else.
       reset_predicate: `f(path, leaf)` says which leaves of the state of `inner` are momentum, with a path such as
-        "0/trace/kernel"; None: those in a field called trace, buf, velocity or momentum, so that Adam's moments stay.
+        "0/trace/kernel"; None: those in a state's field called trace, buf, velocity or momentum, so that Adam's
+        moments stay.
       accumulator_dtype: dtype of the slow weights, or the parameter's own where that is wider.
 
     Returns:
       The optimizer with one more number of state per parameter.
 
     Raises:
-      ValueError: a number out of its range or an unknown `pullback`; in `update`, params are missing.
+      ValueError: a number out of its range, an unknown `pullback`, or a `reset_predicate` without
+        `pullback="reset"`; in `update`, params are missing.
+      TypeError: `reset_predicate` is not a function.
     """
     choice("pullback", pullback, Pullback)
-    is_momentum = reset_predicate or _is_momentum
+    if reset_predicate is not None and not callable(reset_predicate):
+        raise TypeError(f"lookahead: reset_predicate must be a function of (path, leaf), got {reset_predicate!r}")
+    if reset_predicate is not None and pullback != "reset":
+        raise ValueError(f'lookahead: reset_predicate needs pullback="reset", got pullback={pullback!r}')
 
     def step(h: Any, s: LookaheadState) -> dict[str, Array]:
-        syncs = (h.count + 1) % jnp.asarray(h.sync_period, jnp.int32) == 0
-        return {"syncs": syncs, "synced": syncs, "take": jnp.where(syncs, h.slow_step_size, 0.0)}
+        syncs = (h.count + 1) % steps(h.sync_period) == 0
+        return {"syncs": syncs, "synced": syncs}
 
     def without_momentum(new: LookaheadState) -> PyTree:
-        def reset(path: Any, leaf: Array) -> Array:
-            is_reset = is_momentum(path_name(path), leaf)
-            return jnp.where(new.synced > 0, jnp.zeros_like(leaf), leaf) if is_reset else leaf
+        def reset(path: KeyPath, leaf: Array) -> Array:
+            is_momentum = reset_predicate(path_name(path), leaf) if reset_predicate else _is_momentum(path)
+            return jnp.where(new.synced > 0, jnp.zeros_like(leaf), leaf) if is_momentum else leaf
 
         return jax.tree_util.tree_map_with_path(reset, new.inner_state)
 
@@ -102,15 +110,15 @@ def lookahead(
         slow=at_least(copy(), accumulator_dtype),
     )
     def rule(after: Array, s: LookaheadState, h: Any, p: Array, u: Array) -> tuple[Array, LookaheadState]:
-        slow = approach(s.slow, after, h.take)
+        slow = jnp.where(h.syncs, approach(s.slow, after, h.slow_step_size), s.slow)
         return jnp.where(h.syncs, slow - p, u), s._replace(slow=slow)
 
     return rule
 
 
-def _is_momentum(path: str, leaf: Array) -> bool:
-    del leaf
-    return not MOMENTUM_FIELDS.isdisjoint(path.split("/"))
+def _is_momentum(path: KeyPath) -> bool:
+    """Whether a field on the path is called so; keys are names of parameters and of injected hyper-parameters."""
+    return any(isinstance(key, jax.tree_util.GetAttrKey) and key.name in MOMENTUM_FIELDS for key in path)
 
 
 PAPER = register(

@@ -83,14 +83,15 @@ def nt_asgd(
         checks = jnp.logical_not(on | jnp.isnan(metric))
         worse = checks & (s.metrics > h.nonmono) & (metric > s.older)
         oldest = s.metrics.astype(jnp.int32) % s.recent.size
-        leaves = jnp.where(jnp.asarray(h.nonmono) > 0, s.recent[oldest], metric)
+        becomes_old = jnp.where(jnp.asarray(h.nonmono) > 0, s.recent[oldest], metric)
         return {
             "triggered": jnp.where(worse, 1.0, s.triggered),
             "averaged": averaged,
             "metrics": s.metrics + jnp.where(checks, 1.0, 0.0),
-            "older": jnp.where(checks, jnp.minimum(s.older, leaves), s.older),
+            "older": jnp.where(checks, jnp.minimum(s.older, becomes_old), s.older),
             "recent": s.recent.at[oldest].set(jnp.where(checks, metric, s.recent[oldest])),
-            "take": jnp.where(on, 1.0 / jnp.maximum(points, 1.0), 0.0),
+            "on": on,
+            "take": 1.0 / jnp.maximum(points, 1.0),
         }
 
     @leafwise(
@@ -107,7 +108,7 @@ def nt_asgd(
     )
     def rule(g: Array, s: NtAsgdState, h: Any, p: Array) -> tuple[Array, NtAsgdState]:
         u = -h.learning_rate * (g + h.weight_decay * p)
-        return u, s._replace(mean=approach(s.mean, p + u, h.take))
+        return u, s._replace(mean=jnp.where(h.on, approach(s.mean, p + u, h.take), s.mean))
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, *, value: Any = None, **extra: Any

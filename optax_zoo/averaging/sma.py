@@ -13,7 +13,7 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core.averages import approach, at_least, averaging
+from optax_zoo._core.averages import approach, at_least, averaging, steps
 from optax_zoo._core.hyper import ScalarOrSchedule
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
@@ -47,7 +47,8 @@ def with_sma(
 
     Args:
       inner: the optimizer; its updates pass through unchanged.
-      start: first step at which averaging happens, >= 0.
+      start: first step t = 1, 2, ... after which two points are averaged, >= 0; 0 is 1, which takes in the initial
+        parameters.
       accumulator_dtype: dtype of the mean, or the parameter's own where that is wider.
 
     Returns:
@@ -58,7 +59,7 @@ def with_sma(
     """
 
     def step(h: Any, s: SmaState) -> dict[str, Array]:
-        points = h.count + 3 - jnp.maximum(jnp.asarray(h.start, jnp.int32), 1)
+        points = h.count + 3 - jnp.maximum(steps(h.start), 1)
         return {"take": 1.0 / jnp.maximum(points, 1).astype(h.t.dtype)}
 
     @averaging(inner, SmaState, hyper={"start": start}, step=step, mean=at_least(copy(), accumulator_dtype))

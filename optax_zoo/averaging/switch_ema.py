@@ -15,7 +15,7 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core.averages import approach, at_least, redirecting
+from optax_zoo._core.averages import approach, at_least, redirecting, steps
 from optax_zoo._core.hyper import ScalarOrSchedule, Schedule, StepSchedule, split_decay
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
@@ -55,10 +55,11 @@ def switch_ema(
 
     Args:
       inner: the optimizer, learning rate included.
-      decay: in [0, 1].
+      decay: in [0, 1]; a number, a schedule of the 0-based step, or a decay of t = 1, 2, ... such as
+        `warmup_ema_decay(0.9998)`.
       switch_every: steps between two switches, >= 1: an epoch in the paper.
       switch_start: no switch at steps t with t - 1 <= switch_start, >= -1.
-      decay_fn: the decay from t = 1, 2, ... instead, for a warm-up.
+      decay_fn: takes the place of `decay`, a function of t = 1, 2, ...: a warm-up of the decay.
       accumulator_dtype: dtype of the average, or the parameter's own where that is wider.
 
     Returns:
@@ -66,18 +67,25 @@ def switch_ema(
 
     Raises:
       ValueError: a number out of its range; in `update`, params are missing.
+      TypeError: `decay_fn` is not a function.
     """
-    kept = decay if decay_fn is None else StepSchedule(decay_fn, f"{decay_fn!r}")
+    if decay_fn is not None and not callable(decay_fn):
+        raise TypeError(f"switch_ema: decay_fn must be a function of t = 1, 2, ..., got {decay_fn!r}")
+    if decay_fn is not None and not isinstance(decay_fn, StepSchedule):
+        decay_fn = StepSchedule(decay_fn, f"{decay_fn!r}")
 
     def step(h: Any, s: SwitchEmaState) -> dict[str, Any]:
-        every, start = (jnp.asarray(value, jnp.int32) for value in (h.switch_every, h.switch_start))
-        switches = ((h.count + 1) % every == 0) & (h.count > start)
+        switches = ((h.count + 1) % steps(h.switch_every) == 0) & (h.count > steps(h.switch_start))
         return {"switches": switches, "take": split_decay(h.decay).take}
 
     @redirecting(
         inner,
         SwitchEmaState,
-        hyper={"decay": kept, "switch_every": switch_every, "switch_start": switch_start},
+        hyper={
+            "decay": decay if decay_fn is None else decay_fn,
+            "switch_every": switch_every,
+            "switch_start": switch_start,
+        },
         ranges={"switch_every": "[1, inf)", "switch_start": "[-1, inf)"},
         step=step,
         ema=at_least(copy(), accumulator_dtype),
