@@ -140,10 +140,9 @@ PAPER = register(
         make=induced_metric,
         transform=scale_by_induced_metric,
         states=(InducedMetricState,),
-        floats_per_parameter=2,
+        floats_per_parameter=1,
         elementwise=False,
-        relative_learning_rate=3.0,
-        example={"variant": "rms"},
+        relative_learning_rate=100.0,
         golden=("induced_metric.default", "induced_metric.log", "induced_metric.rms"),
     )
 )
