@@ -308,7 +308,7 @@ PAPER = register(
         relative_learning_rate=1.0,
         states=(SubspaceMomentumState,),
         floats_per_parameter=0.02,
-        example={"rank": 1, "update_proj_gap": 3, "second_moment": "sn"},
+        example={"rank": 1, "update_proj_gap": 5, "second_moment": "sn"},
         golden=("subspace_momentum.topk", "subspace_momentum.topk_refresh_adam"),
     )
 )

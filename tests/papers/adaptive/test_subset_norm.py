@@ -176,7 +176,7 @@ def test_shared_step_sizes_train_as_well_as_adam_on_noise_of_subsets() -> None:
             (last, _), _ = jax.lax.scan(step, (params, tx.init(params)), noise)
             return jnp.sum(jnp.square(last["w"]))
 
-        return float(jax.jit(jax.vmap(loss))(0.01 * 2.0 ** jnp.arange(7)).min())
+        return float(jax.jit(jax.vmap(loss))(jnp.asarray(0.01 * 2.0 ** np.arange(7), jnp.float32)).min())
 
     assert best(16) < 1.2 * best(None) < 0.2 * best(256)
 
