@@ -52,6 +52,9 @@ from optax_zoo.adaptive.diffgrad import scale_by_diffgrad as scale_by_diffgrad
 from optax_zoo.adaptive.exponentiated_gradient import apply_exponentiated as apply_exponentiated
 from optax_zoo.adaptive.exponentiated_gradient import exponentiated_gradient as exponentiated_gradient
 from optax_zoo.adaptive.exponentiated_gradient_pm import exponentiated_gradient_pm as exponentiated_gradient_pm
+from optax_zoo.adaptive.grades import grades as grades
+from optax_zoo.adaptive.grades import grades_frozen as grades_frozen
+from optax_zoo.adaptive.grades import grades_frozen_fraction as grades_frozen_fraction
 from optax_zoo.adaptive.grams import grams as grams
 from optax_zoo.adaptive.grams import grams_direction as grams_direction
 from optax_zoo.adaptive.grams import scale_by_grams as scale_by_grams
