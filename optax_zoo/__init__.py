@@ -107,6 +107,8 @@ from optax_zoo.clipping.median_gradient import median_gradient as median_gradien
 from optax_zoo.clipping.median_gradient import median_spp as median_spp
 from optax_zoo.clipping.median_gradient import scale_by_median_spp as scale_by_median_spp
 from optax_zoo.clipping.normalize_by_power import normalize_by_power as normalize_by_power
+from optax_zoo.diagnostics.monitor import monitor as monitor
+from optax_zoo.diagnostics.monitor import monitor_values as monitor_values
 from optax_zoo.matrix._auxiliary import muon_mask_by_path as muon_mask_by_path
 from optax_zoo.matrix.muon import muon as muon
 from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
