@@ -91,6 +91,7 @@ from optax_zoo.averaging.ema import power_ema_decay as power_ema_decay
 from optax_zoo.averaging.ema import power_ema_gamma as power_ema_gamma
 from optax_zoo.averaging.ema import warmup_ema_decay as warmup_ema_decay
 from optax_zoo.averaging.ema import with_ema as with_ema
+from optax_zoo.averaging.lawa import with_lawa as with_lawa
 from optax_zoo.averaging.lookahead import lookahead as lookahead
 from optax_zoo.averaging.nt_asgd import nt_asgd as nt_asgd
 from optax_zoo.averaging.polyak import with_polyak as with_polyak
