@@ -31,6 +31,7 @@ RANGES: Mapping[str, str] = {
     "freq": "[1, inf)",
     "start": "[0, inf)",
     "warmup_steps": "[0, inf)",
+    "seed": "[0, 4294967295]",
 }
 """The field's usual ranges by argument name; a method that differs passes its own."""
 

@@ -17,7 +17,17 @@ from jax import Array
 
 from optax_zoo._core import mesh
 from optax_zoo._core.finish import finish
-from optax_zoo._core.hyper import Decay, Scalar, ScalarOrSchedule, check_range, ema, is_zero, number, split_decay
+from optax_zoo._core.hyper import (
+    RANGES,
+    Decay,
+    Scalar,
+    ScalarOrSchedule,
+    check_range,
+    ema,
+    is_zero,
+    number,
+    split_decay,
+)
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
@@ -38,7 +48,7 @@ def scale_by_gravity(
 ) -> optax.GradientTransformationExtraArgs:
     """The Gravity direction; `init_std` is the spread of the first velocity, the rest as in `gravity`."""
     number("init_std", init_std, "[0, inf)")
-    number("seed", seed, "[0, 4294967295]")
+    number("seed", seed, RANGES["seed"])
 
     def step(h: Any, s: GravityState) -> dict[str, Decay]:
         tau = h.t - 1 + jnp.asarray(h.first_step, h.t.dtype)

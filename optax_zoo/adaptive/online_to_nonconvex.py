@@ -17,13 +17,13 @@ import optax
 from jax import Array
 
 from optax_zoo._core.averages import approach
-from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq, check_range, choice, number
+from optax_zoo._core.hyper import RANGES, ScalarOrSchedule, abs_sq, check_range, choice, number
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method, speaker
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.slots import PerParameter, copy, wide_zeros
 from optax_zoo._core.trees import PyTree
-from optax_zoo.adaptive.random_scaling import SEEDS, draw, random_scaling
+from optax_zoo.adaptive.random_scaling import draw, random_scaling
 
 Learner = Literal["ogd_ball", "ogd_beta"]
 Scaling = Literal["uniform", "exponential", "uniform02", "none"]
@@ -112,7 +112,7 @@ def online_to_nonconvex(
       TypeError: `learner` is neither a word nor an `OnlineLearner`.
     """
     choice("scaling", scaling, Scaling)
-    number("seed", seed, SEEDS)
+    number("seed", seed, RANGES["seed"])
     if epoch is not None:
         number("epoch", epoch, "[1, inf)")
     play = _learner(learner, learning_rate, radius, beta, mu, epoch)

@@ -15,15 +15,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from optax_zoo._core.hyper import choice, number, scalar_dtype
+from optax_zoo._core.hyper import RANGES, choice, number, scalar_dtype
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method, speaker
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.trees import PyTree
 
 Distribution = Literal["exponential", "uniform02", "none"]
-
-SEEDS = "[0, 4294967295]"
 
 
 class RandomScalingState(NamedTuple):
@@ -60,7 +58,7 @@ def random_scaling(
       TypeError: `inner` is not a gradient transformation.
     """
     choice("distribution", distribution, Distribution)
-    number("seed", seed, SEEDS)
+    number("seed", seed, RANGES["seed"])
     inner = optax.identity() if inner is None else inner
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"{speaker()}: inner must be an optax.GradientTransformation, got {inner!r}")

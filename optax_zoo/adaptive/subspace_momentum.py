@@ -24,7 +24,7 @@ from jax.tree_util import keystr
 
 from optax_zoo._core.blocks import Block, refuse_block
 from optax_zoo._core.finish import Mask, finish
-from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq, choice, debias, ema, number
+from optax_zoo._core.hyper import RANGES, ScalarOrSchedule, abs_sq, choice, debias, ema, number
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method, speaker
 from optax_zoo._core.paper import register
@@ -36,8 +36,6 @@ from optax_zoo.adaptive.subset_norm import SubsetSize
 ProjType: TypeAlias = Literal["svd", "topk", "uniform"]
 Reset: TypeAlias = Literal["reference", "clean", "keep"]
 SecondMoment: TypeAlias = Literal["none", "adam", "sn"]
-
-_SEEDS = "[0, 4294967295]"
 
 
 class SubspaceMomentumState(NamedTuple):
@@ -78,7 +76,7 @@ def _direction(
     choice("proj_type", proj_type, ProjType)
     choice("reset", reset, Reset)
     number("rank", rank, "[1, inf)")
-    number("seed", seed, _SEEDS)
+    number("seed", seed, RANGES["seed"])
     name = speaker()
     divides = second_moment != "none"
 
@@ -308,7 +306,8 @@ PAPER = register(
         relative_learning_rate=1.0,
         states=(SubspaceMomentumState,),
         floats_per_parameter=0.02,
-        example={"rank": 1, "update_proj_gap": 5, "second_moment": "sn"},
+        example={"rank": 1, "second_moment": "sn"},
+        probe={"update_proj_gap": 5},
         golden=("subspace_momentum.topk", "subspace_momentum.topk_refresh_adam"),
     )
 )
