@@ -84,6 +84,8 @@ from optax_zoo.adaptive.subset_norm import scale_by_subset_norm as scale_by_subs
 from optax_zoo.adaptive.subset_norm import sgd_sn as sgd_sn
 from optax_zoo.adaptive.subspace_momentum import scale_by_subspace_momentum as scale_by_subspace_momentum
 from optax_zoo.adaptive.subspace_momentum import subspace_momentum as subspace_momentum
+from optax_zoo.adaptive.weight_prediction import predicted_params as predicted_params
+from optax_zoo.adaptive.weight_prediction import weight_prediction as weight_prediction
 from optax_zoo.averaging.aswa import aswa as aswa
 from optax_zoo.averaging.aswa import naswa as naswa
 from optax_zoo.averaging.ema import inverse_power_ema_decay as inverse_power_ema_decay
