@@ -23,6 +23,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import optax_zoo
 from optax_zoo import Paper
+from optax_zoo._core.averages import gradient_params
 from optax_zoo._core.mesh import varying_axes
 
 PyTree = Any
@@ -153,7 +154,7 @@ def stepper(tx: optax.GradientTransformation, loss_of: Callable[..., Any] = make
     """`step(params, state, batch)` -> (updates, state), with every extra argument a method may ask for and `more`."""
 
     def step(params: PyTree, state: PyTree, batch: Batch) -> tuple[PyTree, PyTree]:
-        given = optax_zoo.closures(loss_of(batch), params)
+        given = optax_zoo.closures(loss_of(batch), gradient_params(state, params))
         given["key"] = jax.random.key(batch["seed"])
         return optax.with_extra_args_support(tx).update(given["grad"], state, params, **given, **more)
 
