@@ -92,6 +92,7 @@ FUNCTION_LEVEL = {
     "orthogonalize.basic",
     "ot_fusion.basic",
     "schedules.basic",
+    "swad.basic",
     "uncertainty_merge.basic",
     "variance_corrected_average.basic",
 }
