@@ -103,6 +103,9 @@ from optax_zoo.averaging.schedule_free import schedule_free_radam as schedule_fr
 from optax_zoo.averaging.schedule_free import schedule_free_sgd as schedule_free_sgd
 from optax_zoo.averaging.sma import with_sma as with_sma
 from optax_zoo.averaging.swa import with_swa as with_swa
+from optax_zoo.averaging.swad import next_segment as next_segment
+from optax_zoo.averaging.swad import swad as swad
+from optax_zoo.averaging.swad import swad_segments as swad_segments
 from optax_zoo.averaging.switch_ema import switch_ema as switch_ema
 from optax_zoo.clipping.clip_by_coordinate import clip_by_coordinate as clip_by_coordinate
 from optax_zoo.clipping.clip_by_norm import clip_by_norm as clip_by_norm
