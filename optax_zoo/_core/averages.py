@@ -12,7 +12,7 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core.leafwise import leafwise
+from optax_zoo._core.leafwise import leafwise, promotion
 from optax_zoo._core.lookup import found
 from optax_zoo._core.naming import speaker
 from optax_zoo._core.slots import Slot, floating, widest
@@ -109,7 +109,8 @@ def evaluate(rule: Callable[..., Array], average: PyTree, params: PyTree, *slots
         wide = widest(jnp.float32, a.dtype, p.dtype, *(x.dtype for x in more))
         real = jnp.finfo(wide).dtype
         lifted = (x.astype(wide if jnp.iscomplexobj(x) else real) for x in (a, p, *more))
-        return rule(*lifted, SimpleNamespace(**{k: v.astype(real) for k, v in scalars.items()}))
+        with promotion(wide):
+            return rule(*lifted, SimpleNamespace(**{k: v.astype(real) for k, v in scalars.items()}))
 
     return jax.tree.map(leaf, average, params, *slots, is_leaf=_is_masked)
 

@@ -201,7 +201,7 @@ def _jitted(rule: Rule, state_type: type[Any]) -> Rule:
         s = state_type(**{**rest, **jax.tree.map(scalar, known), **jax.tree.map(lift, columns)})
         namespace = SimpleNamespace(**jax.tree.map(scalar, h.arrays), **dict(h.fixed))
         more = {key: lift(leaf) for key, leaf in beside.items() if key in asked}
-        with _promotion(wide):
+        with promotion(wide):
             out = rule(lift(g), s, namespace, **more, **chosen)
         if not isinstance(out, tuple):
             return out
@@ -216,10 +216,10 @@ def _jitted(rule: Rule, state_type: type[Any]) -> Rule:
     return jax.jit(one_leaf, static_argnames=_static_names(rule))
 
 
-def _promotion(dtype: jnp.dtype) -> contextlib.AbstractContextManager[Any]:
+def promotion(dtype: jnp.dtype) -> contextlib.AbstractContextManager[Any]:
     """A complex leaf meets real scalars and real slots; all else keeps the user's promotion mode."""
     return (
-        jax.numpy_dtype_promotion("standard")
+        jax.numpy_dtypepromotion("standard")
         if jnp.issubdtype(dtype, jnp.complexfloating)
         else contextlib.nullcontext()
     )
