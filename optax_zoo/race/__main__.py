@@ -2,7 +2,7 @@
 
 import sys
 
-from optax_zoo.race.cli import main
+from optax_zoo.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["race", *sys.argv[1:]]))

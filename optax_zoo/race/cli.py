@@ -1,13 +1,11 @@
-"""The command line: `optax-zoo race`."""
+"""The arguments of `optax-zoo race`."""
 
 import argparse
 import math
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from optax_zoo.race.errors import RaceError
+from typing import Any
 
 EXTRA = frozenset({"flax", "matplotlib", "rich", "scipy", "sklearn"})
 
@@ -29,47 +27,27 @@ on the same initialisations and batches, and every difference to it is tested ov
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `optax-zoo` with the arguments `argv` (default: those of the process).
-
-    Returns:
-      Exit status: 0, 1 after an error told in one sentence, 2 for wrong usage, 130 after an interruption.
-    """
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="optax-zoo", description="Optimizer papers, side by side.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    _add_race(
-        commands.add_parser(
-            "race",
-            help="train optimizers on real data and rank them",
-            description=DESCRIPTION,
-            epilog=EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+def add(commands: Any) -> None:
+    """Adds the command to the subparsers of `optax-zoo`."""
+    parser = commands.add_parser(
+        "race",
+        help="train optimizers on real data and rank them",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options = parser.parse_args(arguments)
+    _add_options(parser)
+
+
+def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Runs the race that was asked for with `arguments`; returns the exit status."""
+    from optax_zoo.race import command
+
     again = shlex.join(["optax-zoo", *(word for word in arguments if word != "--resume"), "--resume"])
-    try:
-        from optax_zoo.race import command
-
-        return command.race(options, again)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in EXTRA:
-            raise
-        return _fail(f'needs the extra "race" ({missing} is missing); pip install "optax-zoo[race]"')
-    except RaceError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        return _fail("interrupted before training began", status=130)
+    return command.race(options, again)
 
 
-def _fail(sentence: str, status: int = 1) -> int:
-    print(f"optax-zoo race: {sentence}", file=sys.stderr)
-    return status
-
-
-def _add_race(parser: argparse.ArgumentParser) -> None:
+def _add_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what runs")
     what.add_argument(
         "--optimizers",

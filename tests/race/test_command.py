@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import optax_zoo
-from optax_zoo.race import cli, command, entrants, report, results, runner, tasks
+from optax_zoo import cli
+from optax_zoo.race import command, entrants, report, results, runner, tasks
 
 TINY = ["race", "--steps", "3", "--seeds", "2", "--learning-rates", "0.01,0.1"]
 CURVES = ("train_loss", "selection_loss", "report_loss", "accuracy")
@@ -267,7 +268,7 @@ def test_wrong_usage_is_told(capsys, arguments, told):
 
 @pytest.mark.parametrize("missing", ["flax", "matplotlib", "rich", "sklearn"])
 def test_a_missing_extra_is_told(missing):
-    code = f"import sys; sys.modules[{missing!r}] = None; from optax_zoo.race.cli import main; sys.exit(main(['race']))"
+    code = f"import sys; sys.modules[{missing!r}] = None; from optax_zoo.cli import main; sys.exit(main(['race']))"
     done = run_program("-c", code)
     assert done.returncode == 1
     assert done.stderr == (
