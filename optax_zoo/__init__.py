@@ -103,6 +103,8 @@ from optax_zoo.averaging.schedule_free import schedule_free_radam as schedule_fr
 from optax_zoo.averaging.schedule_free import schedule_free_sgd as schedule_free_sgd
 from optax_zoo.averaging.sma import with_sma as with_sma
 from optax_zoo.averaging.swa import with_swa as with_swa
+from optax_zoo.averaging.swa_windows import best_windows as best_windows
+from optax_zoo.averaging.swa_windows import with_swa_windows as with_swa_windows
 from optax_zoo.averaging.swad import next_segment as next_segment
 from optax_zoo.averaging.swad import swad as swad
 from optax_zoo.averaging.swad import swad_segments as swad_segments
