@@ -219,7 +219,7 @@ def _jitted(rule: Rule, state_type: type[Any]) -> Rule:
 def promotion(dtype: jnp.dtype) -> contextlib.AbstractContextManager[Any]:
     """A complex leaf meets real scalars and real slots; all else keeps the user's promotion mode."""
     return (
-        jax.numpy_dtypepromotion("standard")
+        jax.numpy_dtype_promotion("standard")
         if jnp.issubdtype(dtype, jnp.complexfloating)
         else contextlib.nullcontext()
     )
