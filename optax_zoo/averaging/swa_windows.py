@@ -106,7 +106,7 @@ def with_swa_windows(
         ranges={"horizon": "[1, inf)", "interval": "[1, inf)"},
         step=step,
         finished=0.0,
-        recent=jnp.inf,
+        recent=lambda: jnp.asarray(windows),
         mean=slot,
     )
     def window(p: Array, s: SwaWindowsState, h: Any) -> SwaWindowsState:
