@@ -1,10 +1,12 @@
-"""The command line: `optax-zoo race`."""
+"""The command line: `optax-zoo race` and `optax-zoo merge`."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from optax_zoo.merging.command import cli as merge
+from optax_zoo.merging.command.errors import MergeError
 from optax_zoo.race import cli as race
 from optax_zoo.race.errors import RaceError
 
@@ -19,7 +21,10 @@ class Command(NamedTuple):
     interrupted: str  # what Ctrl-C has prevented
 
 
-COMMANDS = (Command("race", race.EXTRA, race.add, race.run, "interrupted before training began"),)
+COMMANDS = (
+    Command("race", race.EXTRA, race.add, race.run, "interrupted before training began"),
+    Command("merge", merge.EXTRA, merge.add, merge.run, "interrupted; nothing was written"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         install = f'pip install "optax-zoo[{command.name}]"'
         return _fail(command, f'needs the extra "{command.name}" ({missing} is missing); {install}')
-    except RaceError as error:
+    except (RaceError, MergeError) as error:
         return _fail(command, str(error))
     except KeyboardInterrupt:
         return _fail(command, command.interrupted, status=130)

@@ -1,0 +1,1 @@
+"""The command `optax-zoo merge`: checkpoints on disk merged into one, leaf by leaf."""
