@@ -88,6 +88,7 @@ from optax_zoo.adaptive.weight_prediction import predicted_params as predicted_p
 from optax_zoo.adaptive.weight_prediction import weight_prediction as weight_prediction
 from optax_zoo.averaging.aswa import aswa as aswa
 from optax_zoo.averaging.aswa import naswa as naswa
+from optax_zoo.averaging.batch_stats import recompute_batch_stats as recompute_batch_stats
 from optax_zoo.averaging.clipped_adam_ema import clipped_adam_ema as clipped_adam_ema
 from optax_zoo.averaging.ema import inverse_power_ema_decay as inverse_power_ema_decay
 from optax_zoo.averaging.ema import power_ema_decay as power_ema_decay
