@@ -39,6 +39,7 @@ class Paper:
       base: what a wrapper wraps, and what a transform precedes, in `build`: base(learning_rate).
       example: keyword arguments that complete `make` where it has required ones.
       probe: further ones under which a few steps show what every argument does, for the laws.
+      scaled: number of steps of a run -> further ones that suit its length. A race compares the averages that have it.
       golden: recorded trajectories of the authors' code that the parity test replays.
       breaks: laws it cannot obey, with the reason.
       library: whose code it is.
@@ -64,6 +65,7 @@ class Paper:
     base: Callable[[Any], optax.GradientTransformation] = optax.adamw
     example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     probe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    scaled: Callable[[int], Mapping[str, Any]] | None = None
     golden: tuple[str, ...] = ()
     breaks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     library: str = "optax_zoo"
@@ -90,6 +92,10 @@ class Paper:
         else:
             raise TypeError(f"{self.name}: a {self.kind} is no update rule; call optax_zoo.{self.name} itself")
         return optax.with_extra_args_support(tx)
+
+    def arguments(self, steps: int) -> dict[str, Any]:
+        """Keyword arguments that complete `make`, for a run of so many steps."""
+        return {**self.example, **(self.scaled(steps) if self.scaled else {})}
 
     @property
     def link(self) -> str:

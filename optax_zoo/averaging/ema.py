@@ -200,6 +200,7 @@ PAPER = register(
         needs=("params",),
         floats_per_parameter=1,
         example={"decay": warmup_ema_decay(0.999)},
+        scaled=lambda steps: {},
         races_by_default=True,
         golden=("ema.constant", "ema.debiased", "ema.first", "ema.power"),
     )

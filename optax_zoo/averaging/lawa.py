@@ -158,6 +158,7 @@ PAPER = register(
         needs=("params",),
         floats_per_parameter=4,
         example={"k": 3, "freq": 2, "start": 3},
+        scaled=lambda steps: {"k": 5, "freq": max(steps // 40, 1), "start": 0},
         golden=("lawa.basic",),
     )
 )

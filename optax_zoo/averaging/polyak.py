@@ -82,5 +82,6 @@ PAPER = register(
         states=(PolyakState,),
         needs=("params",),
         floats_per_parameter=1,
+        scaled=lambda steps: {},
     )
 )

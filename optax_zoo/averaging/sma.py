@@ -83,6 +83,7 @@ PAPER = register(
         needs=("params",),
         floats_per_parameter=1,
         probe={"start": 2},
+        scaled=lambda steps: {"start": steps // 6},
         golden=("sma.basic",),
     )
 )

@@ -106,6 +106,7 @@ PAPER = register(
         needs=("params",),
         floats_per_parameter=1,
         example={"start": 1},
+        scaled=lambda steps: {"start": max(3 * steps // 4, 1), "freq": max(steps // 40, 1)},
         golden=("swa.basic",),
     )
 )

@@ -194,5 +194,6 @@ PAPER = register(
         needs=("params",),
         floats_per_parameter=3,
         example={"horizon": 2, "interval": 1, "windows": 2},
+        scaled=lambda steps: {"horizon": 5 * max(steps // 100, 1), "interval": max(steps // 100, 1)},
     )
 )
