@@ -155,5 +155,5 @@ def test_what_cannot_be_is_refused(name: str) -> None:
     wrap = getattr(zoo, name)
     with pytest.raises(ValueError, match=rf"{name}: switch_every must be in \[1, inf\), got 0"):
         wrap(optax.sgd(0.1), 0)
-    with pytest.raises(TypeError, match=f"{name}: inner must be an optax.GradientTransformation, got 0.1"):
+    with pytest.raises(TypeError, match=rf"{name}: inner must be an optax\.GradientTransformation, got 0\.1"):
         wrap(0.1, 5)

@@ -1,25 +1,43 @@
 """The weights to evaluate are found through any nesting of optax's combinators, for every averaging method."""
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import optax_zoo as zoo
-from tests.laws.harness import default_promotion
+from optax_zoo._core.averages import Average
+from optax_zoo._core.lookup import found
+from tests.laws.harness import build, default_promotion
 
-METHODS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "with_ema": lambda: zoo.with_ema(optax.sgd(0.1), 0.7),
-    "with_ema debiased": lambda: zoo.with_ema(optax.sgd(0.1), 0.7, init="zeros", debias=True),
-    "with_polyak": lambda: zoo.with_polyak(optax.sgd(0.1)),
-    "with_swa": lambda: zoo.with_swa(optax.sgd(0.1), 2),
-    "schedule_free": lambda: zoo.schedule_free(optax.sgd(0.1), 0.1),
-    "schedule_free_sgd": lambda: zoo.schedule_free_sgd(0.1),
+PARAMS = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2))}
+RATE = 0.1
+STEPS = 7  # no multiple of the periods of probes, so that parameters and averages differ at the end
+
+
+def averages(paper: zoo.Paper) -> bool:
+    """Whether the state of the method, or one inside it, knows better weights than the ones being trained."""
+    return paper.trains and bool(found(jax.eval_shape(build(paper, RATE).init, PARAMS), Average))
+
+
+REGISTERED: dict[str, Callable[[], optax.GradientTransformation]] = {
+    paper.name: functools.partial(build, paper, RATE) for paper in zoo.papers().values() if averages(paper)
 }
+VARIANTS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "with_ema debiased": lambda: zoo.with_ema(optax.sgd(RATE), 0.7, init="zeros", debias=True),
+    "schedule_free of sgd": lambda: zoo.schedule_free(optax.sgd(RATE), RATE),
+    "switch_ema of adam": lambda: zoo.switch_ema(zoo.adamp(RATE), 0.7, switch_every=3),
+    "lookahead with reset": lambda: zoo.lookahead(optax.sgd(RATE, 0.9), 2, pullback="reset"),
+    "nt_asgd of the paper": lambda: zoo.nt_asgd(RATE, nonmono=1, drop_first=False),
+}
+METHODS = {**REGISTERED, **VARIANTS}
 
 NESTINGS: dict[str, Callable[[Any], Any]] = {
     "chain": lambda tx: optax.chain(optax.clip(10.0), tx),
@@ -27,82 +45,147 @@ NESTINGS: dict[str, Callable[[Any], Any]] = {
     "masked": lambda tx: optax.masked(tx, {"a": True, "b": True}),
     "partition": lambda tx: optax.partition({"all": tx}, {"a": "all", "b": "all"}),
     "inject_hyperparams": lambda tx: optax.inject_hyperparams(lambda scale: optax.chain(optax.scale(scale), tx))(1.0),
-    "MultiSteps": lambda tx: optax.MultiSteps(tx, 1).gradient_transformation(),
+    "MultiSteps": lambda tx: accumulating(tx, 1),
     "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
     "deep": lambda tx: optax.apply_if_finite(optax.masked(optax.chain(optax.identity(), tx), True), 3),
 }
 
-PARAMS = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2))}
+
+def accumulating(tx: optax.GradientTransformation, micro_steps: int) -> optax.GradientTransformationExtraArgs:
+    """`optax.MultiSteps` with extra arguments, which its own `gradient_transformation` drops."""
+    steps = optax.MultiSteps(tx, micro_steps)
+    return optax.GradientTransformationExtraArgs(steps.init, steps.update)
 
 
-def run(tx: optax.GradientTransformation, params: Any = PARAMS, steps: int = 4) -> tuple[Any, Any]:
-    """Parameters and state after some steps with gradients that depend on the step."""
+class Walk(NamedTuple):
+    """Where a method has come to."""
+
+    params: Any
+    state: Any
+
+    @property
+    def averaged(self) -> Any:
+        return zoo.eval_params(self.state, self.params)
+
+
+def gradients(params: Any, i: int) -> Any:
+    return jax.tree.map(lambda p: jnp.cos(p + i), params)
+
+
+def run(tx: optax.GradientTransformation, params: Any = PARAMS, micro_steps: int = 1) -> Walk:
+    """Steps with gradients that depend on the step and a metric that soon becomes worse."""
     state = tx.init(params)
-    update = jax.jit(tx.update)
-    for i in range(steps):
-        updates, state = update(jax.tree.map(lambda p, i=i: jnp.cos(p + i), params), state, params)
-        params = optax.apply_updates(params, updates)
-    return params, state
+    update = jax.jit(optax.with_extra_args_support(tx).update)
+    for i in range(STEPS):
+        grads = gradients(params, i)
+        for _ in range(micro_steps):
+            updates, state = update(grads, state, params, value=np.float32(i))
+            params = optax.apply_updates(params, updates)
+    return Walk(params, state)
+
+
+@contextlib.contextmanager
+def nested() -> Iterator[None]:
+    """For optax's combinators, under JAX's default promotion; hundreds of them are not worth being compiled."""
+    with default_promotion(), jax.disable_jit():
+        yield
+
+
+@functools.cache
+def method(name: str) -> optax.GradientTransformation:
+    return METHODS[name]()
+
+
+@functools.cache
+def alone(name: str) -> Walk:
+    return run(method(name))
+
+
+def assert_as_alone(params: Any, averaged: Any, name: str) -> None:
+    for ours, expected in ((params, alone(name).params), (averaged, alone(name).averaged)):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), ours, expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_alone_it_is_found(name: str) -> None:
+    walk = alone(name)
+    averaged = jax.jit(zoo.eval_params)(walk.state, walk.params)
+    assert not np.allclose(averaged["a"], walk.params["a"], rtol=1e-3)
+    assert_as_alone(walk.params, averaged, name)
 
 
 @pytest.mark.parametrize("nesting", NESTINGS)
-@pytest.mark.parametrize("method", METHODS)
-def test_found_through(nesting: str, method: str) -> None:
-    params, state = run(METHODS[method]())
-    expected = zoo.eval_params(state, params)
-    assert not np.allclose(expected["a"], params["a"])
-    with default_promotion():
-        params, state = run(NESTINGS[nesting](METHODS[method]()))
-        averaged = jax.jit(zoo.eval_params)(state, params)
-    jax.tree.map(lambda ours, alone: np.testing.assert_allclose(ours, alone, rtol=1e-5), averaged, expected)
+@pytest.mark.parametrize("name", METHODS)
+def test_found_through(nesting: str, name: str) -> None:
+    with nested():
+        walk = run(NESTINGS[nesting](method(name)))
+    assert_as_alone(walk.params, walk.averaged, name)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_leaves_without_an_average_come_from_the_parameters(method: str) -> None:
-    params, state = run(METHODS[method]())
-    expected = zoo.eval_params(state, params)
-    with default_promotion():
+@pytest.mark.parametrize("name", METHODS)
+def test_found_through_several_micro_steps(name: str) -> None:
+    with nested():
+        walk = run(accumulating(method(name), 3), micro_steps=3)
+    assert_as_alone(walk.params, walk.averaged, name)
+
+
+class Leaves(nnx.Module):
+    def __init__(self) -> None:
+        self.a, self.b = (nnx.Param(PARAMS[name]) for name in "ab")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_found_through_nnx(name: str) -> None:
+    as_arrays = getattr(nnx, "as_pure", None) or nnx.pure  # the name before Flax 0.12.7
+    module = Leaves()
+    optimizer = nnx.Optimizer(module, method(name), wrt=nnx.Param)
+    with nested():
+        for i in range(STEPS):
+            optimizer.update(module, gradients(nnx.state(module, nnx.Param), i), value=np.float32(i))
+    params, state = as_arrays(nnx.state(module)), as_arrays(optimizer.opt_state)
+    assert_as_alone(dict(params), dict(zoo.eval_params(state, params)), name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_leaves_without_an_average_come_from_the_parameters(name: str) -> None:
+    with nested():
+        expected = run(method(name), {"a": PARAMS["a"]}).averaged
         partition = optax.partition(
-            {"averaged": METHODS[method](), "plain": optax.sgd(0.1)}, {"a": "averaged", "b": "plain"}
+            {"averaged": method(name), "plain": optax.sgd(0.1)}, {"a": "averaged", "b": "plain"}
         )
-        for tx in (partition, optax.masked(METHODS[method](), {"a": True, "b": False})):
-            params, state = run(tx)
-            averaged = zoo.eval_params(state, params)
-            np.testing.assert_array_equal(averaged["b"], params["b"])
-            np.testing.assert_allclose(averaged["a"], expected["a"], rtol=1e-5)
+        for tx in (partition, optax.masked(method(name), {"a": True, "b": False})):
+            walk = run(tx)
+            np.testing.assert_array_equal(walk.averaged["b"], walk.params["b"])
+            np.testing.assert_allclose(walk.averaged["a"], expected["a"], rtol=2e-5, atol=1e-6)
 
 
 def test_two_averages_in_a_partition_each_fill_their_leaves() -> None:
-    with default_promotion():
-        tx = optax.partition(
-            {"fast": METHODS["with_ema"](), "slow": METHODS["schedule_free_sgd"]()}, {"a": "fast", "b": "slow"}
-        )
-        params, state = run(tx)
-    averaged = zoo.eval_params(state, params)
-    for leaf, method in (("a", "with_ema"), ("b", "schedule_free_sgd")):
-        alone, alone_state = run(METHODS[method](), {leaf: PARAMS[leaf]})
-        np.testing.assert_allclose(averaged[leaf], zoo.eval_params(alone_state, alone)[leaf], rtol=1e-5)
+    methods = {"a": "with_ema", "b": "schedule_free_sgd"}
+    with nested():
+        walk = run(optax.partition({name: method(name) for name in methods.values()}, methods))
+    for leaf, name in methods.items():
+        expected = run(method(name), {leaf: PARAMS[leaf]}).averaged
+        np.testing.assert_allclose(walk.averaged[leaf], expected[leaf], rtol=1e-5)
 
 
 def test_of_nested_averages_the_outermost_decides() -> None:
-    params, state = run(zoo.with_ema(zoo.schedule_free_sgd(0.1), 0.7))
-    jax.tree.map(np.testing.assert_array_equal, zoo.eval_params(state, params), state.ema)
+    walk = run(zoo.with_ema(zoo.schedule_free_sgd(0.1), 0.7))
+    jax.tree.map(np.testing.assert_array_equal, walk.averaged, walk.state.ema)
 
 
 def test_without_an_average_the_parameters_are_returned() -> None:
     with default_promotion():
-        params, state = run(optax.adam(0.1))
-    assert zoo.eval_params(state, params) is params
+        walk = run(optax.adam(0.1))
+    assert walk.averaged is walk.params
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_before_the_first_step_the_parameters_are_returned(method: str) -> None:
-    state = METHODS[method]().init(PARAMS)
-    jax.tree.map(np.testing.assert_array_equal, zoo.eval_params(state, PARAMS), PARAMS)
+@pytest.mark.parametrize("name", METHODS)
+def test_before_the_first_step_the_parameters_are_returned(name: str) -> None:
+    jax.tree.map(np.testing.assert_array_equal, Walk(PARAMS, method(name).init(PARAMS)).averaged, PARAMS)
 
 
-def test_the_average_comes_in_the_parameters_dtypes() -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_the_average_comes_in_the_parameters_dtypes(name: str) -> None:
     params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2)}
-    for make in METHODS.values():
-        trained, state = run(make(), params)
-        assert [leaf.dtype for leaf in jax.tree.leaves(zoo.eval_params(state, trained))] == [jnp.bfloat16, jnp.float32]
+    averaged = jax.eval_shape(lambda params: run(method(name), params).averaged, params)
+    assert [leaf.dtype for leaf in jax.tree.leaves(averaged)] == [jnp.bfloat16, jnp.float32]

@@ -213,7 +213,7 @@ def test_what_cannot_be_is_refused(settings: Any, sentence: str) -> None:
 def test_a_predicate_that_is_none_is_refused() -> None:
     with pytest.raises(TypeError, match=r"lookahead: reset_predicate must be a function of \(path, leaf\), got True"):
         zoo.lookahead(optax.sgd(0.1), pullback="reset", reset_predicate=True)
-    with pytest.raises(TypeError, match="lookahead: inner must be an optax.GradientTransformation, got 0.1"):
+    with pytest.raises(TypeError, match=r"lookahead: inner must be an optax\.GradientTransformation, got 0\.1"):
         zoo.lookahead(0.1)
 
 
