@@ -1,4 +1,4 @@
-"""Training resumed from an orbax checkpoint goes on as if it had never stopped, bit for bit."""
+"""Training resumed from an orbax checkpoint goes on as if it had never stopped, bit for bit, averages included."""
 
 import tempfile
 from pathlib import Path
@@ -10,6 +10,7 @@ import optax
 import orbax.checkpoint as ocp
 from jax import Array
 
+import optax_zoo
 from optax_zoo import Paper
 from tests.laws.harness import STEPS, PyTree, build, law, make_batch, make_params, rate, reference
 
@@ -33,7 +34,9 @@ def test_checkpoint(paper: Paper) -> None:
         restored = checkpointer.restore(Path(folder) / "half_way", fresh)
 
     assert_bitwise_equal(restored, half_way)
-    assert_bitwise_equal(train(*restored), train(*half_way))
+    resumed, unbroken = train(*restored), train(*half_way)
+    assert_bitwise_equal(resumed, unbroken)
+    assert_bitwise_equal(*(optax_zoo.eval_params(state, params) for params, state in (resumed, unbroken)))
 
 
 def assert_bitwise_equal(actual: PyTree, expected: PyTree) -> None:

@@ -1,5 +1,8 @@
-"""Inside `jax.shard_map`, one leaf sharded and one replicated, steps are those of a single device."""
+"""Inside `jax.shard_map`, one leaf sharded and one replicated, steps and averages are those of a single device."""
 
+import jax
+
+import optax_zoo
 from optax_zoo import Paper
 from tests.laws.harness import assert_close, build, law, make_batch, make_params, rate, reference, sharded_stepper
 
@@ -14,3 +17,5 @@ def test_shard_map(paper: Paper) -> None:
     for i, expected in enumerate(walked.updates):
         updates, state = step(walked.params[i], state, make_batch(i))
         assert_close(updates, expected, f"the updates of step {i}")
+    averaged, alone = (jax.jit(optax_zoo.eval_params)(last, walked.params[-1]) for last in (state, walked.states[-1]))
+    assert_close(averaged, alone, "the parameters to evaluate")
