@@ -31,8 +31,8 @@ class NtAsgdState(NamedTuple):
     triggered: Array  # 1 once averaging
     averaged: Array  # steps since the trigger
     metrics: Array  # number of metrics seen
-    older: Array  # least of the old ones
-    recent: Array  # the last ones
+    older: Array  # least before `recent`
+    recent: Array  # the last, circular
     mean: PerParameter  # averaged parameters
 
     AVERAGED = "mean"
@@ -81,7 +81,7 @@ def nt_asgd(
         points = averaged - 1.0 if drop_first else averaged
         metric = jnp.asarray(h.value, s.older.dtype)
         checks = jnp.logical_not(on | jnp.isnan(metric))
-        worse = checks & (s.metrics > h.nonmono) & (metric > s.older)
+        worse = checks & (metric > s.older)  # inf until enough were seen
         oldest = s.metrics.astype(jnp.int32) % s.recent.size
         becomes_old = jnp.where(jnp.asarray(h.nonmono) > 0, s.recent[oldest], metric)
         return {
