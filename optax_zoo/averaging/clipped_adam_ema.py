@@ -104,6 +104,5 @@ PAPER = register(
         states=(ClippedAdamState,),
         needs=("params",),
         floats_per_parameter=3,
-        relative_learning_rate=0.1,
     )
 )
