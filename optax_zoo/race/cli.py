@@ -3,9 +3,12 @@
 import argparse
 import math
 import shlex
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from optax_zoo.race.schedules import DEFAULT, SCHEDULES
 
 EXTRA = frozenset({"flax", "matplotlib", "rich", "scipy", "sklearn"})
 
@@ -20,11 +23,28 @@ examples:
   optax-zoo race --quick                            a first look in half a minute
   optax-zoo race --task pysource --optimizers "muon,ademamix,schedule_free*"
   optax-zoo race --text my_notes/ --steps 1000      a small language model of your own text
+  optax-zoo race --averages adamw                   raw against averaged weights of one optimizer
   optax-zoo race --resume                           goes on where Ctrl-C stopped it
 
 How it is judged: the learning rate is chosen on one split and the loss reported on another; AdamW always runs,
 on the same initialisations and batches, and every difference to it is tested over seeds.
+
+schedules, each after a warm-up over the first 5 % of the steps, as a share of the learning rate:
 """
+
+
+def _schedules() -> str:
+    """A paragraph for each schedule, its name in front."""
+    width = 2 + max(map(len, SCHEDULES))
+    return "".join(
+        textwrap.fill(
+            f"  {name:<{width}}{shape.text}{'; ' * bool(shape.exception)}{shape.exception}",
+            110,
+            subsequent_indent=" " * (2 + width),
+        )
+        + "\n"
+        for name, shape in SCHEDULES.items()
+    )
 
 
 def add(commands: Any) -> None:
@@ -33,7 +53,7 @@ def add(commands: Any) -> None:
         "race",
         help="train optimizers on real data and rank them",
         description=DESCRIPTION,
-        epilog=EPILOG,
+        epilog=EPILOG + _schedules(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_options(parser)
@@ -66,6 +86,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         ),
     )
     what.add_argument("--text", type=_path, metavar="PATH", help="your own text file or folder instead of --task")
+    what.add_argument(
+        "--averages",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="instead of a race: raw against averaged weights of one optimizer (default: that of --optimizers, or "
+        "AdamW), all averages watching the same run at its best learning rate; constant and with --schedule",
+    )
     what.add_argument("--list", action="store_true", help="show all methods (or those of --optimizers) and exit")
     budget = parser.add_argument_group("budget, the same for every optimizer")
     budget.add_argument("--steps", type=_positive_integer, metavar="N", help="default: 600 digits, 300 text")
@@ -80,15 +108,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     budget.add_argument(
         "--schedule",
-        choices=("decay", "constant"),
-        default="decay",
-        help="after a warm-up of 5 %%: linear decay to zero, except for methods that average their parameters and "
-        "thereby do without (default), or a constant rate",
+        choices=tuple(SCHEDULES),
+        default=DEFAULT,
+        metavar="NAME",
+        help="the learning rate over the steps, one of those below (default: %(default)s)",
     )
     budget.add_argument("--quick", action="store_true", help="few steps, few rates, one optimizer of each family")
     files = parser.add_argument_group("files")
     files.add_argument("--out", type=_path, metavar="FOLDER", help="default: race-digits, race-pysource, race-text")
-    files.add_argument("--resume", action="store_true", help="keep the optimizers already in --out and go on")
+    files.add_argument("--resume", action="store_true", help="keep what is done already in --out and go on")
 
 
 def _path(word: str) -> Path:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import itertools
 import os
@@ -17,10 +18,12 @@ from rich.console import Console
 
 import optax_zoo
 from optax_zoo import Paper
-from optax_zoo.race import entrants, report, runner, tasks
+from optax_zoo.race import averages, averages_report, entrants, report, runner, tasks
+from optax_zoo.race.averages_results import AveragesResults, AveragesSettings
 from optax_zoo.race.errors import RaceError, printable
 from optax_zoo.race.progress import LiveProgress
-from optax_zoo.race.results import FILE_NAME, RaceResults, Settings, Task, load, save
+from optax_zoo.race.results import AnyRecord, RaceResults, Record, Settings, Task, read, save
+from optax_zoo.race.tables import count
 from optax_zoo.race.tasks import Problem
 
 QUICK_GRID, QUICK_STEPS, QUICK_SEEDS = (0.25, 1.0, 4.0), 60, 3
@@ -42,23 +45,29 @@ def race(options: argparse.Namespace, again: str) -> int:
     if options.list:
         entrants.print_methods(patterns, console)
         return 0
+    watched = None if options.averages is None else entrants.only(options.averages, patterns)
     if options.task and options.text:
         raise RaceError("--task and --text exclude each other")
     task = "text" if options.text else options.task or "digits"
     folder = options.out or Path(f"race-{task}")
     make_writable(folder)
     problem = tasks.load(task, options.text)
-    results = begin(folder, problem, choose_settings(problem, options), options.resume, console)
+    settings = choose_settings(problem, options)
+    if watched:
+        results = begin(folder, new_averages(problem, settings, watched), options.resume, console)
+        go = functools.partial(watch, folder, problem, results, watched, console)
+    else:
+        results = begin(folder, new_race(problem, settings), options.resume, console)
+        go = functools.partial(compete, folder, problem, results, papers, console)
     try:
-        results = train(folder, problem, results, papers, console)
-        report.print_leaderboard(results, console)
-        page, *pictures = report.write_report(results, folder)
-        console.print(f"wrote {printable(page)} and {len(pictures)} pictures", highlight=False, markup=False)
+        page, *pictures = go()
     except KeyboardInterrupt:
-        done = len(load(folder / FILE_NAME).optimizers)
-        kept = f"{done} finished optimizers are kept in {folder}"
+        done = len(read(type(results), folder / results.FILE_NAME).names)
+        kept = f"{done} finished {results.PARTS} are kept in {folder}"
         print(f"optax-zoo race: interrupted; {kept}; go on with: {again}", file=sys.stderr)
         return 130
+    wrote = f"wrote {printable(page)} and {count(len(pictures), 'picture')}"
+    console.print(wrote, highlight=False, markup=False)
     return 0
 
 
@@ -94,37 +103,52 @@ def make_writable(folder: Path) -> None:
         raise RaceError(f"cannot write to {folder}: {error.strerror}; choose another --out") from error
 
 
-def begin(folder: Path, problem: Problem, settings: Settings, resume: bool, console: Console) -> RaceResults:
-    """The results to go on with: those of the folder if `resume`, else new ones; older ones are moved aside.
+def new_race(problem: Problem, settings: Settings) -> RaceResults:
+    """A race in which no optimizer has run yet."""
+    return RaceResults(task=described(problem), settings=settings, versions=versions(), machine=machine())
+
+
+def new_averages(problem: Problem, settings: Settings, paper: Paper) -> AveragesResults:
+    """A comparison of raw and averaged weights in which no schedule has run yet."""
+    watching = {name: averages.described(known) for name, known in averages.averages(settings.steps).items()}
+    return AveragesResults(
+        task=described(problem),
+        settings=AveragesSettings(**vars(settings), optimizer=paper.name, averages=watching),
+        versions=versions(),
+        machine=machine(),
+    )
+
+
+def described(problem: Problem) -> Task:
+    """The task of a problem."""
+    return Task(problem.name, problem.description, problem.loss_unit)
+
+
+def begin(folder: Path, fresh: AnyRecord, resume: bool, console: Console) -> AnyRecord:
+    """The results to go on with: those of the folder if `resume`, else fresh ones; older ones are moved aside.
 
     Raises:
       RaceError: with `resume`, if the folder's race is damaged, of another version, or not the same race; or the
         new file cannot be written, and the earlier one stays where it is.
     """
-    path = folder / FILE_NAME
-    results = RaceResults(
-        task=Task(problem.name, problem.description, problem.loss_unit),
-        settings=settings,
-        versions=versions(),
-        machine=machine(),
-    )
+    path = folder / fresh.FILE_NAME
     if resume and path.exists():
-        found = load(path)
-        refuse_differences(path, found, results)
+        found = read(type(fresh), path)
+        refuse_differences(path, found, fresh)
         return found
     if not path.exists():
-        keep(results, path)
-        return results
-    aside = next(new for n in itertools.count(1) if not (new := folder / f"results-{n}.json").exists())
+        keep(fresh, path)
+        return fresh
+    aside = next(new for n in itertools.count(1) if not (new := folder / f"{path.stem}-{n}.json").exists())
     with telling(path):
         os.replace(path, aside)
         try:
-            save(results, path)
+            save(fresh, path)
         except OSError:
             os.replace(aside, path)
             raise
     console.print(f"kept the earlier results as {printable(aside)}", highlight=False, markup=False)
-    return results
+    return fresh
 
 
 @contextlib.contextmanager
@@ -136,7 +160,7 @@ def telling(path: Path) -> Iterator[None]:
         raise RaceError(f"cannot write {path}: {error.strerror}; what was saved before is kept") from error
 
 
-def keep(results: RaceResults, path: Path) -> None:
+def keep(results: Record, path: Path) -> None:
     """Saves the results.
 
     Raises:
@@ -146,7 +170,7 @@ def keep(results: RaceResults, path: Path) -> None:
         save(results, path)
 
 
-def refuse_differences(path: Path, found: RaceResults, wanted: RaceResults) -> None:
+def refuse_differences(path: Path, found: Record, wanted: Record) -> None:
     """Raises RaceError unless both races have the same settings and versions, and run on the same machine."""
     old, new = (
         dataclasses.asdict(race.settings) | dict(race.versions) | dict(race.machine) for race in (found, wanted)
@@ -157,24 +181,42 @@ def refuse_differences(path: Path, found: RaceResults, wanted: RaceResults) -> N
         raise RaceError(f"cannot resume: {path} is another race ({listed}); choose another --out")
 
 
-def train(
+def compete(
     folder: Path, problem: Problem, results: RaceResults, papers: Sequence[Paper], console: Console
-) -> RaceResults:
-    """Runs the papers that `results` lacks, and saves after each."""
+) -> list[Path]:
+    """Runs the papers that `results` lacks, saves after each, shows the leaderboard; returns what was written."""
     left = [paper for paper in papers if paper.name not in results.names]
-    if not left:
-        return results
-    path, settings = folder / FILE_NAME, results.settings
-    count = runner.learning_rates(left[0], settings).size * len(settings.seeds)
-    console.print(
-        f"{problem.name}: {problem.description}\n"
-        f"{len(papers)} optimizers, {count} runs of {settings.steps} steps each, all runs of one at once",
-        highlight=False,
-        markup=False,
-    )
+    path, settings = folder / results.FILE_NAME, results.settings
+    if left:
+        runs = runner.learning_rates(left[0], settings).size * len(settings.seeds)
+        announce(
+            problem, f"{len(papers)} optimizers, {runs} runs of {settings.steps} steps each, all runs of one", console
+        )
+        with LiveProgress(console, len(papers) - len(left), len(papers), settings.steps) as watcher:
+            track = runner.Track(problem, settings)
+            results = runner.race(track, left, results, lambda grown: keep(grown, path), watcher)
+    report.print_leaderboard(results, console)
+    return report.write_report(results, folder)
 
-    with LiveProgress(console, len(papers) - len(left), len(papers), settings.steps) as watcher:
-        return runner.race(runner.Track(problem, settings), left, results, lambda grown: keep(grown, path), watcher)
+
+def watch(folder: Path, problem: Problem, results: AveragesResults, paper: Paper, console: Console) -> list[Path]:
+    """Runs the schedules that `results` lacks, saves after each, shows the losses; returns what was written."""
+    path, settings = folder / results.FILE_NAME, results.settings
+    done, every = len(results.names), settings.schedules
+    if done < len(every):
+        runs = runner.learning_rates(paper, settings).size * len(settings.seeds)
+        announce(
+            problem, f"{paper.name} with {' and '.join(every)}: {runs} runs of {settings.steps} steps each", console
+        )
+        with LiveProgress(console, done, len(every), settings.steps, of="schedules") as watcher:
+            results = averages.watch(problem, paper, results, lambda grown: keep(grown, path), watcher)
+    averages_report.print_table(results, console)
+    return averages_report.write_report(results, folder)
+
+
+def announce(problem: Problem, what: str, console: Console) -> None:
+    """Says what begins."""
+    console.print(f"{problem.name}: {problem.description}\n{what} at once", highlight=False, markup=False)
 
 
 def versions() -> dict[str, str]:

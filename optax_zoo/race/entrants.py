@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Sequence
 
+import jax
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +13,7 @@ from optax_zoo import Paper
 from optax_zoo._core.naming import suggestion
 from optax_zoo.race.errors import RaceError
 from optax_zoo.race.results import REFERENCE
-from optax_zoo.race.runner import missing_arguments
+from optax_zoo.race.runner import averages_parameters, missing_arguments
 
 
 def by_default(quick: bool = False) -> list[Paper]:
@@ -30,6 +31,34 @@ def select(patterns: Sequence[str]) -> list[Paper]:
     Raises:
       RaceError: a pattern without a match, or a method named in full that a race cannot run.
     """
+    return _adamw_first(matching(patterns))
+
+
+def only(name: str, patterns: Sequence[str]) -> Paper:
+    """The optimizer called `name`, else the one that matches `patterns`, else AdamW.
+
+    Raises:
+      RaceError: no or several methods, one that a race cannot run, or that averages its parameters itself.
+    """
+    if name and patterns:
+        raise RaceError("--averages with a name and --optimizers exclude each other")
+    papers = matching([name] if name else patterns or [REFERENCE])
+    if len(papers) > 1:
+        raise RaceError(f"--averages takes one optimizer, got {', '.join(paper.name for paper in papers)}")
+    state = jax.eval_shape(papers[0].build(1.0).init, {"w": jax.ShapeDtypeStruct((2, 2), "float32")})
+    if averages_parameters(state):
+        raise RaceError(
+            f"{papers[0].name}: averages its parameters itself; --averages takes an optimizer that does not"
+        )
+    return papers[0]
+
+
+def matching(patterns: Sequence[str]) -> list[Paper]:
+    """The methods that match any of `patterns`, in their order.
+
+    Raises:
+      RaceError: as `select`.
+    """
     chosen: dict[str, Paper] = {}
     for pattern in patterns:
         matches = [paper for paper in map(optax_zoo.paper, optax_zoo.find(pattern)) if paper.trains]
@@ -42,7 +71,7 @@ def select(patterns: Sequence[str]) -> list[Paper]:
             needs = ", ".join(missing_arguments(matches[0]))
             raise RaceError(f"{matches[0].name}: needs {needs}, which a race does not supply")
         chosen |= {paper.name: paper for paper in able}
-    return _adamw_first(list(chosen.values()))
+    return list(chosen.values())
 
 
 def print_methods(patterns: Sequence[str], console: Console) -> None:

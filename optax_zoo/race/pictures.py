@@ -16,6 +16,7 @@ from optax_zoo.race.drawing import (
     RED,
     STYLE,
     Look,
+    band,
     footnote,
     label_ends,
     log_axis,
@@ -25,6 +26,7 @@ from optax_zoo.race.drawing import (
     new_sheet,
     note,
     save,
+    shown,
 )
 from optax_zoo.race.results import REFERENCE, Floats, OptimizerResult, RaceResults
 from optax_zoo.race.standings import Standing, count_diverged_as_untrained, leaderboard
@@ -76,7 +78,7 @@ def curves(results: RaceResults, *, training: bool = False) -> Figure:
     if not means:
         return figure
 
-    ends = {name: (float(means[name][-1]), f"{name}  {_digits(means[name][-1])}") for name in labelled}
+    ends = {name: (float(means[name][-1]), f"{name}  {shown(means[name][-1])}") for name in labelled}
     right = 0.8 + 0.084 * max(len(text) for _, text in ends.values())
     bottom = 0.9 if lost else 0.65
     axes = figure.add_subplot()
@@ -91,7 +93,7 @@ def curves(results: RaceResults, *, training: bool = False) -> Figure:
         line = {"linestyle": style.dashes, "linewidth": style.width, "color": style.colour}
         axes.plot(steps, mean, zorder=style.layer, **line)
         if name in ranked[:BANDS] or name == REFERENCE:
-            _band(axes, steps, runs[name], style)
+            band(axes, steps, runs[name], style)
     label_ends(axes, ends, look)
     return figure
 
@@ -142,10 +144,6 @@ def _seeds(results: RaceResults, lines: int) -> str:
     return f"mean of {seeds} seeds; bands: range{which}"
 
 
-def _digits(value: float) -> str:
-    return f"{value:#.3g}".rstrip(".")
-
-
 def _runs(result: OptimizerResult, training: bool) -> Floats:
     """[S, E] at the best learning rate; a diverged run stays where it began, as in the leaderboard."""
     losses = result.train_loss if training else result.report_loss
@@ -173,11 +171,6 @@ def _loss_range(results: RaceResults, means: Mapping[str, Floats]) -> tuple[floa
     highest = max(typical, ends[ends <= OFF_SCALE * np.median(ends)].max())
     room = 0.08 * np.log(highest / lowest) + 0.01
     return float(lowest * np.exp(-room)), float(highest * np.exp(room))
-
-
-def _band(axes: Axes, x: np.ndarray, runs: Floats, style: Look) -> None:
-    low, high = runs.min(axis=0), runs.max(axis=0)
-    axes.fill_between(x, low, high, color=style.colour, alpha=0.14, linewidth=0, zorder=style.layer - 3)
 
 
 def _sensitivity_line(

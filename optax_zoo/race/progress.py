@@ -17,9 +17,10 @@ class LiveProgress:
       console: where to show it; only the lines of finished optimizers where it is not a terminal.
       done, total: optimizers already finished, and all of them.
       steps: of every optimizer.
+      of: what is counted, in the plural.
     """
 
-    def __init__(self, console: Console, done: int, total: int, steps: int):
+    def __init__(self, console: Console, done: int, total: int, steps: int, of: str = "optimizers"):
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -31,7 +32,7 @@ class LiveProgress:
             disable=not console.is_terminal,
         )
         self._console = console
-        self._all = self._progress.add_task("race", completed=done, total=total, note="optimizers")
+        self._all = self._progress.add_task("race", completed=done, total=total, note=of)
         self._one = self._progress.add_task("", total=steps, note="", visible=False)
 
     def __enter__(self) -> "LiveProgress":
@@ -54,11 +55,13 @@ class LiveProgress:
 
     def finishes(self, result: OptimizerResult) -> None:
         """Keeps one line about `result`."""
-        self._progress.advance(self._all)
         rate = result.learning_rates[result.best]
         outcome = f"loss {final_losses(result).mean():.4f} at learning rate {rate:.2g}"
         if result.diverged[result.best].all():
             outcome = "every seed diverged"
-        self._console.print(
-            f"  {result.name:<24} {outcome}  ({result.wall_seconds:.1f} s)", highlight=False, markup=False
-        )
+        self.keeps(result.name, outcome, result.wall_seconds)
+
+    def keeps(self, name: str, outcome: str, seconds: float) -> None:
+        """One more of all is done, of which one line stays."""
+        self._progress.advance(self._all)
+        self._console.print(f"  {name:<24} {outcome}  ({seconds:.1f} s)", highlight=False, markup=False)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 from optax_zoo.race.errors import RaceError
 from optax_zoo.race.typed_json import from_json, to_json
 
-FORMAT = "optax-zoo race 1"
 FILE_NAME = "results.json"
 REFERENCE = "adamw"
 
@@ -49,7 +49,7 @@ class Settings:
       base_learning_rate: AdamW's; a method's grid is `grid * relative_learning_rate * base_learning_rate`.
       grid: the factors of that grid.
       learning_rates: the absolute values for every optimizer, instead of the grid; None for the grid.
-      schedule: `decay` or `constant`, see `optax_zoo.race.runner.schedule`.
+      schedule: one of `optax_zoo.race.schedules.SCHEDULES`.
     """
 
     task: str
@@ -101,16 +101,42 @@ class OptimizerResult:
 
 
 @dataclass(frozen=True, eq=False)
-class RaceResults:
-    """A whole race, finished or not: `optimizers` holds those that are done, in the order of the race.
+class Record:
+    """What a results file holds before its parts, which are done one by one.
 
     `versions` maps package names (and "python") to versions; `machine` says "cpus", "platform" and "device".
     """
+
+    FORMAT: ClassVar[str]
+    FILE_NAME: ClassVar[str]
+    PARTS: ClassVar[str]
 
     task: Task
     settings: Settings
     versions: Mapping[str, str]
     machine: Mapping[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parts that are done."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises ValueError unless all arrays are of one race with these settings."""
+        raise NotImplementedError
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+@dataclass(frozen=True, eq=False)
+class RaceResults(Record):
+    """A whole race, finished or not: `optimizers` holds those that are done, in the order of the race."""
+
+    FORMAT = "optax-zoo race 1"
+    FILE_NAME = FILE_NAME
+    PARTS = "optimizers"
+
     optimizers: tuple[OptimizerResult, ...] = ()
 
     def __getitem__(self, name: str) -> OptimizerResult:
@@ -128,10 +154,15 @@ class RaceResults:
         """These results and one more optimizer."""
         return dataclasses.replace(self, optimizers=(*self.optimizers, result))
 
+    def check(self) -> None:
+        """See `Record`."""
+        for result in self.optimizers:
+            _check(result, self.settings)
 
-def save(results: RaceResults, path: Path) -> None:
+
+def save(results: Record, path: Path) -> None:
     """Writes the file in one piece: a reader, or a crash, never sees half of it."""
-    text = json.dumps({"format": FORMAT, **to_json(results)}, indent=1, allow_nan=False)
+    text = json.dumps({"format": results.FORMAT, **to_json(results)}, indent=1, allow_nan=False)
     write_atomically(path, text + "\n")
 
 
@@ -153,7 +184,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def load(path: Path) -> RaceResults:
-    """Reads what `save` wrote.
+    """The race that `save` wrote; errors are those of `read`."""
+    return read(RaceResults, path)
+
+
+def read(kind: type[AnyRecord], path: Path) -> AnyRecord:
+    """The `kind` that `save` wrote.
 
     Raises:
       RaceError: unreadable, not the results of a race, of another version, or damaged.
@@ -165,14 +201,13 @@ def load(path: Path) -> RaceResults:
     except ValueError as error:
         raise RaceError(f"{path} is not the results file of a race: {error}") from error
     found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
+    if found != kind.FORMAT:
         raise RaceError(
-            f"{path} has format {found!r} but this version reads {FORMAT!r}; move it away or choose another --out"
+            f"{path} has format {found!r} but this version reads {kind.FORMAT!r}; move it away or choose another --out"
         )
     try:
-        results = from_json(RaceResults, {name: value for name, value in record.items() if name != "format"})
-        for result in results.optimizers:
-            _check(result, results.settings)
+        results: AnyRecord = from_json(kind, {name: value for name, value in record.items() if name != "format"})
+        results.check()
     except (ValueError, OverflowError) as error:
         raise RaceError(f"{path} is damaged: {error}") from error
     return results

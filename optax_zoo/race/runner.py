@@ -9,23 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 
 import optax_zoo
 from optax_zoo import Paper
 from optax_zoo._core.averages import Average
 from optax_zoo.race.results import REFERENCE, OptimizerResult, RaceResults, Settings
+from optax_zoo.race.schedules import schedule
 from optax_zoo.race.standings import choose_best, find_diverged
 from optax_zoo.race.tasks import SPLITS, Problem
 
 EVALUATIONS = 20
 TIMED_CHUNKS = 5
-WARM_UP = 0.05
-SCHEDULES = {
-    "decay": "5 % linear warm-up, then linear decay to zero; methods that average their parameters keep the "
-    "rate constant after the warm-up, since the average takes the place of the decay",
-    "constant": "5 % linear warm-up, then constant",
-}
 SUPPLIED = frozenset({"params", "value", "grad", "value_fn", "grad_fn", "hvp_fn", "key"})
 
 PyTree = Any
@@ -43,20 +37,6 @@ class Watcher(Protocol):
 
     def finishes(self, result: OptimizerResult) -> None:
         """An optimizer is done."""
-
-
-def schedule(kind: str, learning_rate: jax.Array, steps: int, averages: bool) -> optax.Schedule:
-    """One of `SCHEDULES` around a peak of `learning_rate`; `averages` says whether the method averages."""
-    warm_up = max(1, round(WARM_UP * steps))
-
-    def rate(count: ArrayLike) -> jax.Array:
-        taken = jnp.asarray(count, learning_rate.dtype)
-        factor = jnp.minimum(1.0, (taken + 1) / warm_up)
-        if kind == "decay" and not averages:
-            factor = factor * (1.0 - taken / steps)
-        return learning_rate * factor
-
-    return rate
 
 
 def learning_rates(paper: Paper, settings: Settings) -> np.ndarray:
@@ -129,13 +109,14 @@ class Runs:
       state_bytes_per_parameter: of one run.
     """
 
-    def __init__(self, track: Track, paper: Paper):
+    def __init__(self, track: Track, paper: Paper, averages: bool | None = None):
+        """Compiles; `averages` says whether the schedule takes `paper` for one that averages, None: if it does."""
         self.track, self.paper = track, paper
         self.rates = learning_rates(paper, track.settings)
         self._rates = jnp.asarray(self.rates, jnp.float32)
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), track.initial)
         state = jax.eval_shape(lambda params: paper.build(1.0).init(params), one)
-        self._averages = _averages(state)
+        self._averages = averages_parameters(state) if averages is None else averages
         self.state_bytes_per_parameter = _size(state, in_bytes=True) / _size(one)
 
         self._start = jax.jit(over_runs(self._start_run, "run", "rate"))
@@ -247,7 +228,8 @@ def race(
     return results
 
 
-def _averages(state: PyTree) -> bool:
+def averages_parameters(state: PyTree) -> bool:
+    """Whether an optimizer state knows better weights than the ones being trained."""
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Average))
     return any(isinstance(node, Average) for node in nodes)
 

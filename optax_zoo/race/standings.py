@@ -26,12 +26,12 @@ SIGNIFICANCE_RULE = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """One optimizer against AdamW on the final report loss, paired by seed.
+    """One optimizer against AdamW, or another reference, on the final report loss, paired by seed.
 
     Attributes:
-      difference: mean over seeds of (this - AdamW); negative is better.
+      difference: mean over seeds of (this - reference); negative is better.
       p: of the paired t-test; None with fewer than three seeds.
-      p_holm: corrected for all comparisons of the race.
+      p_holm: corrected for all comparisons with this reference.
       verdict: "better", "worse", "unclear", or "too few seeds".
     """
 
@@ -165,6 +165,11 @@ def compare(race: RaceResults) -> Mapping[str, Comparison]:
     differences = {
         result.name: final_losses(result) - baseline for result in race.optimizers if result.name != REFERENCE
     }
+    return comparisons(differences)
+
+
+def comparisons(differences: Mapping[str, Floats]) -> Mapping[str, Comparison]:
+    """Each of `differences` [S] to a reference with the same seeds, corrected for all of them."""
     raw = {name: paired_p(difference) for name, difference in differences.items()}
     tested = [name for name, p in raw.items() if p is not None]
     corrected = dict(zip(tested, holm([p for p in raw.values() if p is not None]), strict=True))
@@ -203,13 +208,13 @@ def _standing(result: OptimizerResult, comparison: Comparison | None, target: fl
         name=result.name,
         library=result.library,
         learning_rate=float(result.learning_rates[result.best]),
-        at_edge=_edge(result),
+        at_edge=edge(result.learning_rates, result.best),
         diverged_runs=diverged_runs,
         seeds=losses.size,
         loss=float(losses.mean()),
-        loss_spread=_spread(losses),
+        loss_spread=spread(losses),
         accuracy=None if accuracy is None else float(accuracy.mean()),
-        accuracy_spread=None if accuracy is None else _spread(accuracy),
+        accuracy_spread=None if accuracy is None else spread(accuracy),
         steps_to_reference=None if target is None or lost else steps_to_reach(result, target),
         comparison=comparison,
         relative_step_time=result.relative_step_time,
@@ -217,13 +222,15 @@ def _standing(result: OptimizerResult, comparison: Comparison | None, target: fl
     )
 
 
-def _edge(result: OptimizerResult) -> str | None:
-    if result.learning_rates.size < 2:
+def edge(learning_rates: Floats, best: int) -> str | None:
+    """Where the best rate is at the edge of a grid: "lowest" or "highest"."""
+    if learning_rates.size < 2:
         return None
-    return {0: "lowest", result.learning_rates.size - 1: "highest"}.get(result.best)
+    return {0: "lowest", learning_rates.size - 1: "highest"}.get(best)
 
 
-def _spread(values: Floats) -> float | None:
+def spread(values: Floats) -> float | None:
+    """The sample standard deviation; None of one value."""
     return float(values.std(ddof=1)) if values.size > 1 else None
 
 

@@ -39,7 +39,7 @@ def test_what_is_saved_is_read_back(tmp_path, accuracy):
 def test_diverged_losses_are_null(tmp_path):
     results.save(make_race(make_result("adamw", LOSS)), tmp_path / "results.json")
     record = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse_constant)
-    assert record["format"] == results.FORMAT
+    assert record["format"] == results.RaceResults.FORMAT
     assert record["optimizers"][0]["report_loss"][1][2][1:] == [None, None]
 
 
@@ -70,7 +70,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 def test_another_version_is_named(tmp_path):
     path = tmp_path / "results.json"
     results.save(make_race(), path)
-    path.write_text(path.read_text().replace(results.FORMAT, "optax-zoo race 0"))
+    path.write_text(path.read_text().replace(results.RaceResults.FORMAT, "optax-zoo race 0"))
     with pytest.raises(RaceError, match=r"has format 'optax-zoo race 0' but this version reads 'optax-zoo race 1'"):
         results.load(path)
 
