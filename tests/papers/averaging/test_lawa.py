@@ -240,3 +240,17 @@ def test_what_cannot_be_is_refused() -> None:
     tx = zoo.with_lawa(inner)
     with pytest.raises(ValueError, match="with_lawa: needs params"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_inside_shard_map_it_is_the_single_devices(form: Any) -> None:
+    mesh, params = matrix_on_every_device()
+    tx = zoo.with_lawa(optax.sgd(0.1), 2, 2, 2, **form)
+
+    def steps(params: Any) -> Any:
+        gradients = jax.tree.map(lambda p: jnp.stack([jnp.cos(i + p) for i in range(5)]), params)
+        return final(tx, params, gradients)[1]
+
+    rows = {"w": PartitionSpec("data")}
+    sharded = jax.jit(jax.shard_map(steps, mesh=mesh, in_specs=(rows,), out_specs=rows))(params)
+    np.testing.assert_allclose(sharded["w"], jax.jit(steps)(jax.device_get(params))["w"], rtol=1e-6)
