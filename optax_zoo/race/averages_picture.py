@@ -12,7 +12,6 @@ from optax_zoo.race.drawing import (
     DASHES,
     INK,
     Look,
-    band,
     label_ends,
     log_axis,
     margins,
@@ -37,14 +36,15 @@ def picture(results: AveragesResults) -> Figure:
     )
     every = {run.schedule: curves(run) for run in results.runs}
     bounds = _bounds([*every.values()], results)
-    left, labels = 0.75, 0.75 + 0.07 * max(len(f"{name}  0.000") for name in look)
+    longest = max(len(label) for run in results.runs for _, label in _ends(run).values())
+    left, labels = 0.75, 0.75 + 0.07 * longest
     panel = (WIDTH - left) / len(every) - labels
     space = {**margins(figure, left=left, right=labels, bottom=0.6, top=1.0), "wspace": labels / panel}
     panels = figure.subplots(1, len(every), sharey=True, squeeze=False, gridspec_kw=space)[0]
     for axes, run in zip(panels, results.runs, strict=True):
         axes.set_title(_headline(run), size=10, loc="left", pad=8, color=INK)
         axes.set_xlim(0, settings.steps)
-        log_axis(axes, "y", *bounds)
+        log_axis(axes, "y", *bounds, least=2)
         axes.set_xlabel("optimizer steps")
         axes.set_ylabel(f"loss ({results.task.loss_unit})" if run is results.runs[0] else "")
         _draw(axes, run, look)
@@ -62,17 +62,20 @@ def looks(weights: Sequence[str]) -> Mapping[str, Look]:
 
 def _draw(axes: Axes, run: Watched, look: Mapping[str, Look]) -> None:
     """A line for all weights, those of an average from where it leaves the raw ones."""
-    losses, lowest = curves(run), next(iter(standings(run)))
-    means = {name: seeds.mean(axis=0) for name, seeds in losses.items()}
+    means = {name: losses.mean(axis=0) for name, losses in curves(run).items()}
     for name, mean in means.items():
         style = look[name]
         apart = (mean != means[RAW]) | (name == RAW)
         begun = apart | np.append(apart[1:], True)
         line = {"linestyle": style.dashes, "linewidth": style.width, "color": style.colour}
         axes.plot(run.eval_steps[begun], mean[begun], zorder=style.layer, **line)
-        if name in (RAW, lowest):
-            band(axes, run.eval_steps[begun], losses[name][:, begun], style)
-    label_ends(axes, {name: (float(mean[-1]), f"{name}  {shown(mean[-1])}") for name, mean in means.items()}, look)
+    label_ends(axes, _ends(run), look)
+
+
+def _ends(run: Watched) -> dict[str, tuple[float, str]]:
+    """The last mean loss of all weights, and their labels."""
+    last = {name: float(losses[:, -1].mean()) for name, losses in curves(run).items()}
+    return {name: (loss, f"{name}  {shown(loss)}") for name, loss in last.items()}
 
 
 def _headline(run: Watched) -> str:
@@ -87,7 +90,7 @@ def _headline(run: Watched) -> str:
 
 
 def _seeds(seeds: int) -> str:
-    return f"mean of {seeds} seeds; bands: range of raw and lowest" if seeds > 1 else "one seed"
+    return f"mean of {seeds} seeds" if seeds > 1 else "one seed"
 
 
 def _bounds(every: Sequence[Mapping[str, Floats]], results: AveragesResults) -> tuple[float, float]:

@@ -203,12 +203,6 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]], look: Mapping[
         )
 
 
-def band(axes: Axes, x: ArrayLike, runs: Floats, look: Look) -> None:
-    """The range of several `runs` [S, E] behind their line."""
-    low, high = runs.min(axis=0), runs.max(axis=0)
-    axes.fill_between(x, low, high, color=look.colour, alpha=0.14, linewidth=0, zorder=look.layer - 3)
-
-
 def shown(value: float) -> str:
     """Three digits."""
     return f"{value:#.3g}".rstrip(".")

@@ -16,7 +16,6 @@ from optax_zoo.race.drawing import (
     RED,
     STYLE,
     Look,
-    band,
     footnote,
     label_ends,
     log_axis,
@@ -93,7 +92,7 @@ def curves(results: RaceResults, *, training: bool = False) -> Figure:
         line = {"linestyle": style.dashes, "linewidth": style.width, "color": style.colour}
         axes.plot(steps, mean, zorder=style.layer, **line)
         if name in ranked[:BANDS] or name == REFERENCE:
-            band(axes, steps, runs[name], style)
+            _band(axes, steps, runs[name], style)
     label_ends(axes, ends, look)
     return figure
 
@@ -171,6 +170,11 @@ def _loss_range(results: RaceResults, means: Mapping[str, Floats]) -> tuple[floa
     highest = max(typical, ends[ends <= OFF_SCALE * np.median(ends)].max())
     room = 0.08 * np.log(highest / lowest) + 0.01
     return float(lowest * np.exp(-room)), float(highest * np.exp(room))
+
+
+def _band(axes: Axes, x: np.ndarray, runs: Floats, style: Look) -> None:
+    low, high = runs.min(axis=0), runs.max(axis=0)
+    axes.fill_between(x, low, high, color=style.colour, alpha=0.14, linewidth=0, zorder=style.layer - 3)
 
 
 def _sensitivity_line(

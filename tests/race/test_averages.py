@@ -321,30 +321,46 @@ def sentence(capsys):
     return line
 
 
+def run_at_once(problem, paper, settings, schedule, watcher):
+    """Losses of no training at all."""
+    losses = {name: np.tile([2.3, 1.0, 0.5, 0.3 + 0.01 * i], (2, 1)) for i, name in enumerate(settings.weights)}
+    watcher.keeps(schedule, "at once", 0.0)
+    return Watched(
+        schedule=schedule,
+        learning_rates=runner.learning_rates(paper, settings),
+        best=0,
+        eval_steps=np.arange(4),
+        report_loss=losses,
+        diverged={name: np.zeros(2, bool) for name in losses},
+        wall_seconds=0.0,
+    )
+
+
 def test_the_command_leaves_the_race_alone_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     (tmp_path / "results.json").write_text("of a race")
     arguments = [*TINY, "--out", str(tmp_path)]
-    whole = averages.run
 
     def stop_at_decay(problem, paper, settings, schedule, watcher):
         if schedule == "decay":
             raise KeyboardInterrupt
-        return whole(problem, paper, settings, schedule, watcher)
+        return run_at_once(problem, paper, settings, schedule, watcher)
 
     monkeypatch.setattr(averages, "run", stop_at_decay)
     assert main(arguments) == 130
     told = sentence(capsys)
     assert "interrupted; 1 finished schedules are kept in" in told and told.endswith("--resume")
-    first = results.read(AveragesResults, tmp_path / "averages.json")
-    assert first.names == ("constant",)
+    assert results.read(AveragesResults, tmp_path / "averages.json").names == ("constant",)
 
-    monkeypatch.setattr(averages, "run", whole)
+    def only_decay(problem, paper, settings, schedule, watcher):
+        assert schedule == "decay"
+        return run_at_once(problem, paper, settings, schedule, watcher)
+
+    monkeypatch.setattr(averages, "run", only_decay)
     assert main([*arguments, "--resume"]) == 0
     shown = capsys.readouterr().out
-    assert "wrote" in shown and "1 picture" in shown
+    assert "adamw with constant and decay: 4 runs of 3 steps each" in shown and "and 1 picture" in shown
     done = results.read(AveragesResults, tmp_path / "averages.json")
     assert done.names == ("constant", "decay") and done.settings.optimizer == "adamw"
-    np.testing.assert_array_equal(done["constant"].report_loss[RAW], first["constant"].report_loss[RAW])
     assert (tmp_path / "results.json").read_text() == "of a race"
     assert {"averages.md", "averages.png"} <= {path.name for path in tmp_path.iterdir()}
 
@@ -352,7 +368,16 @@ def test_the_command_leaves_the_race_alone_and_goes_on_where_it_stopped(tmp_path
     assert main([*arguments, "--resume"]) == 0
     capsys.readouterr()
     assert main([*arguments, "--resume", "--optimizers", "sgd"]) == 1
-    assert "cannot resume" in (told := sentence(capsys)) and "optimizer adamw, now sgd" in told
+    told = sentence(capsys)
+    assert "cannot resume" in told and "optimizer adamw, now sgd" in told
+
+
+def test_a_report_that_cannot_be_written_leaves_the_results(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(averages, "run", run_at_once)
+    (tmp_path / "averages.md").mkdir()
+    assert main([*TINY, "--out", str(tmp_path)]) == 1
+    assert sentence(capsys) == f"optax-zoo race: cannot write to {tmp_path}: Is a directory; averages.json is complete"
+    assert results.read(AveragesResults, tmp_path / "averages.json").names == ("constant", "decay")
 
 
 @pytest.mark.parametrize(
