@@ -18,6 +18,8 @@ from optax_zoo.merging.command.errors import MergeError
 
 SUFFIX = ".safetensors"
 
+_ALIGNMENT = 64  # bytes
+
 
 class Leaf(NamedTuple):
     """An array in a checkpoint."""
@@ -29,7 +31,7 @@ class Leaf(NamedTuple):
 
     @property
     def floating(self) -> bool:
-        """Whether it is merged; what counts or indexes is the first model's."""
+        """Whether its entries are merged; what counts or indexes is taken from one model."""
         return jnp.issubdtype(self.dtype, jnp.inexact)
 
     @property
@@ -66,7 +68,7 @@ class Checkpoint(Protocol):
 
 
 def named(path: Path, leaves: Iterable[Leaf]) -> dict[str, Leaf]:
-    """The leaves by name.
+    """The leaves by name, sorted.
 
     Raises:
       MergeError: there is none, or two share a name.
@@ -78,7 +80,14 @@ def named(path: Path, leaves: Iterable[Leaf]) -> dict[str, Leaf]:
         found[leaf.name] = leaf
     if not found:
         raise MergeError(f"{path} holds no arrays")
-    return found
+    return dict(sorted(found.items()))
+
+
+def empty(leaf: Leaf) -> NDArray[Any]:
+    """Room for a leaf, aligned so that JAX need not copy it."""
+    room = np.empty(leaf.nbytes + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + leaf.nbytes].view(leaf.dtype).reshape(leaf.shape)
 
 
 def leaf_name(spelling: str) -> str:
@@ -92,7 +101,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
       MergeError: there is no checkpoint, or only a part of one.
     """
-    from optax_zoo.merging.command import orbax_folders, safetensors_files
+    from optax_zoo.merging.command import safetensors_files
 
     if not path.exists():
         raise MergeError(f"cannot read {path}: no such file or folder")
@@ -100,15 +109,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if files:
         return safetensors_files.SafetensorsFiles(path, files)
     if path.is_dir():
+        from optax_zoo.merging.command import orbax_folders
+
         return orbax_folders.OrbaxFolder(path)
     raise MergeError(f"{path} is no checkpoint: neither a file that ends in {SUFFIX} nor a folder of Orbax's")
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether `path` looks like a whole checkpoint, which may be replaced by another."""
-    from optax_zoo.merging.command import orbax_folders, safetensors_files
-
-    return bool(safetensors_files.files_of(path)) or orbax_folders.looks_like_one(path)
+    """Whether `path` is itself a checkpoint such as the command writes, and not a folder that holds others."""
+    return path.name.endswith(SUFFIX) if path.is_file() else (path / "_METADATA").is_file()
 
 
 def read(checkpoint: Checkpoint, leaf: Leaf) -> NDArray[Any]:

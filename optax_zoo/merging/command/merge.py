@@ -80,14 +80,12 @@ def stream(
     with contextlib.closing(writer(first, new)) as out:
         for leaf in first.leaves.values():
             progress.starts(leaf)
-            out.write(leaf, merged(method, groups, first, values, leaf))
+            out.write(leaf, merged(method, groups, values, leaf))
             progress.finishes()
 
 
-def merged(method: Method, groups: Mapping[str, Group], first: Checkpoint, values: Values, leaf: Leaf) -> NDArray[Any]:
+def merged(method: Method, groups: Mapping[str, Group], values: Values, leaf: Leaf) -> NDArray[Any]:
     """The array of one leaf in the new checkpoint."""
-    if not leaf.floating:
-        return read(first, leaf)
     arrays: dict[str, Any] = {}
     for part, group in groups.items():
         held = [read(checkpoint, checkpoint.leaves[leaf.name]) for checkpoint in group.checkpoints]

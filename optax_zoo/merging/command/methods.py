@@ -117,7 +117,7 @@ class _telling:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, ValueError | TypeError):
+        if isinstance(error, ValueError):
             raise MergeError(str(error)) from error
 
 

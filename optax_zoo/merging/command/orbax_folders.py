@@ -8,6 +8,8 @@ Orbax itself, with a number in the place of each array.
 import contextlib
 import json
 import logging
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from numpy.typing import NDArray
 
-from optax_zoo.merging.command.checkpoints import Leaf, Place, leaf_name, named
+from optax_zoo.merging.command.checkpoints import Leaf, Place, empty, leaf_name, named
 from optax_zoo.merging.command.errors import MergeError
 
 _TREE, _TEXTS, _DATABASE = "_METADATA", "_strings.json", "manifest.ocdbt"
@@ -73,10 +75,12 @@ class OrbaxFolder:
 
     def read(self, leaf: Leaf) -> NDArray[Any]:
         """The array of one of `leaves`."""
+        array = empty(leaf)
         try:
-            return np.asarray(self._stores[leaf.name].read(order="C").result())
+            ts.array(array).write(self._stores[leaf.name]).result()
         except (ValueError, OSError) as error:
             raise MergeError(f"{self.path} is half-written or damaged: no array can be read at {leaf.name}") from error
+        return array
 
     def tree(self) -> Any:
         """What Orbax restores without a target, with a `Place` for each leaf."""
@@ -136,18 +140,13 @@ class OrbaxWriter:
         """Nothing: each leaf is on the disk when it is written."""
 
 
-def looks_like_one(path: Path) -> bool:
-    """Whether `path` is a folder that Orbax wrote."""
-    return (path / _TREE).is_file() or bool(_trees_below(path))
-
-
 def _folder_of_tree(path: Path) -> Path:
     """The folder of the one tree at `path`."""
     if _UNFINISHED in path.absolute().name:
         raise MergeError(f"{path} is half-written: Orbax has not finished it")
     if (path / _TREE).is_file():
         return path
-    trees = _trees_below(path)
+    trees = sorted(found.parent for found in path.glob(f"*/{_TREE}"))
     if len(trees) == 1:
         return trees[0]
     if trees:
@@ -156,10 +155,6 @@ def _folder_of_tree(path: Path) -> Path:
     if steps:
         raise MergeError(f"{path} holds {len(steps)} steps; name one of them, such as {steps[-1]}")
     raise MergeError(f"{path} is no checkpoint, or a half-written one: it has no {_TREE} of Orbax's")
-
-
-def _trees_below(path: Path) -> list[Path]:
-    return sorted(found.parent for found in path.glob(f"*/{_TREE}")) if path.is_dir() else []
 
 
 def _grown(entries: Sequence[tuple[Sequence[_Key], Any]]) -> Any:
@@ -196,11 +191,13 @@ def _read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def _failing_as_the_system() -> Iterator[None]:
-    """Raises OSError with the end of a message such as "...: Error writing ...: No space left on device [...]"."""
+    """Raises OSError for TensorStore's errors, whose long messages hold the number of the system's."""
     try:
         yield
     except ValueError as error:
-        raise OSError(None, str(error).partition(" [")[0].rpartition(": ")[2]) from error
+        number = re.search(r"(?:os_error_code='|OS error )(\d+)", str(error))
+        words = os.strerror(int(number[1])) if number else str(error).partition(" [")[0]
+        raise OSError(None, words) from error
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from optax_zoo.merging.command.checkpoints import SUFFIX, Leaf, Place, leaf_name, named
+from optax_zoo.merging.command.checkpoints import SUFFIX, Leaf, Place, empty, leaf_name, named
 from optax_zoo.merging.command.errors import MergeError
 
 DTYPES = {
@@ -62,15 +62,16 @@ class SafetensorsFiles:
     def read(self, leaf: Leaf) -> NDArray[Any]:
         """The array of one of `leaves`."""
         extent = self._extents[leaf.name]
+        array = empty(leaf)
         try:
             with extent.file.open("rb") as file:
                 file.seek(extent.start)
-                array = np.fromfile(file, leaf.dtype, math.prod(leaf.shape))
+                done = file.readinto(array.reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise MergeError(f"cannot read {extent.file}: {error.strerror}") from error
-        if array.size != math.prod(leaf.shape):
+        if done != leaf.nbytes:
             raise MergeError(f"{extent.file} is half-written: it ends within {leaf.spelling}")
-        return array.reshape(leaf.shape)
+        return array
 
     def tree(self) -> Any:
         """Nested dicts, as the names of the tensors say."""
