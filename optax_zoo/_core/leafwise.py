@@ -135,7 +135,8 @@ def leafwise(
             def leaf_args(i: int) -> tuple[Any, ...]:
                 return leaves.values[i], *({key: c[i] for key, c in group.items()} for group in (columns, beside))
 
-            live = [i for i, leaf in enumerate(leaves.values) if leaf is not None]
+            present = [i for i, leaf in enumerate(leaves.values) if leaf is not None]
+            live = [i for i in present if jnp.issubdtype(jnp.result_type(leaves.values[i]), jnp.inexact)]
             known = {field: getattr(state, field) for field in scalars}
             if run_sums:
                 h |= mesh.sum_leaves([run_sums(*leaf_args(i), known, _Scalars.of(h)) for i in live])
@@ -147,7 +148,7 @@ def leafwise(
             outs = list(leaves.values)
             new_columns = {field: list(column) for field, column in columns.items()}
             packed = _Scalars.of(h)
-            for i in live:
+            for i in present:
                 if not jnp.issubdtype(jnp.result_type(outs[i]), jnp.inexact):
                     new = jax.tree.map(lambda _, i=i: outs[i], {field: c[i] for field, c in columns.items()})
                 else:

@@ -30,7 +30,7 @@ class InducedMetricState(NamedTuple):
     """Two averages, and with "rms" a third."""
 
     count: Array  # steps taken
-    trace: Array  # averaged squared norm
+    steepness: Array  # averaged squared norm
     buf: PerParameter  # averaged gradient
     r: PerParameter  # mean squares (rms)
 
@@ -58,15 +58,15 @@ def scale_by_induced_metric(
 
     def step(h: Any, s: InducedMetricState) -> dict[str, Array]:
         usable = jnp.isfinite(h.norm)
-        trace = ema(s.trace, h.xi * h.norm, h.beta)
-        mean = trace / debias(h.beta, h.t)
+        steepness = ema(s.steepness, h.xi * h.norm, h.beta)
+        mean = steepness / debias(h.beta, h.t)
         c = 1 / (1 + jnp.abs(mean))
         if logarithmic:
             usable &= jnp.isfinite(h.value)
             square = h.value * h.value + mean
             c = h.value / jnp.where(square > 0, square, jnp.inf)
         gain = jnp.where(usable, c / debias(h.momentum, h.t), 0.0)
-        return {"gain": gain, "usable": usable, "trace": jnp.where(usable, trace, s.trace)}
+        return {"gain": gain, "usable": usable, "steepness": jnp.where(usable, steepness, s.steepness)}
 
     @leafwise(
         InducedMetricState,
@@ -75,7 +75,7 @@ def scale_by_induced_metric(
         needs=("value",) if logarithmic else (),
         sums=sums,
         step=step,
-        trace=0.0,
+        steepness=0.0,
         buf=zeros(),
         r=squares() if rms else None,
     )

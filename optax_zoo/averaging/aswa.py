@@ -72,8 +72,7 @@ def aswa(
     """
 
     def sums(after: Array, s: AswaState, h: Any, p: Array) -> dict[str, Array]:
-        is_averaged = jnp.issubdtype(p.dtype, jnp.inexact)
-        return {"squared_distance": jnp.sum(abs_sq(p - s.mean)) if is_averaged else jnp.zeros((), s.n.dtype)}
+        return {"squared_distance": jnp.sum(abs_sq(p - s.mean))}
 
     def step(h: Any, s: Any) -> dict[str, Any]:
         switches = (h.count + 1) % steps(h.switch_every) == 0

@@ -18,7 +18,7 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core.averages import approach, at_least, averaging, evaluate
+from optax_zoo._core.averages import approach, at_least, averaging, evaluate, steps
 from optax_zoo._core.hyper import (
     Decay,
     Scalar,
@@ -98,7 +98,7 @@ def with_ema(
         raise ValueError(f'with_ema: debias needs init="zeros", got init={init!r}')
 
     def step(h: Any, s: EmaState) -> dict[str, Any]:
-        every, first = (jnp.asarray(value, jnp.int32) for value in (h.update_every, h.start))
+        every, first = map(steps, (h.update_every, h.start))
         copies = (first > 0) & (h.count <= first)
         if init == "first":
             copies |= h.count == 0

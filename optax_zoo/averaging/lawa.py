@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from optax_zoo._core import hyper as hp
-from optax_zoo._core.averages import at_least, stepped, wrapping
+from optax_zoo._core.averages import at_least, stepped, steps, wrapping
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.ring import Ring, Snapshots, mean_of, on_device, snapshot, stored
@@ -109,7 +109,7 @@ def with_lawa(
 
     def update(updates: PyTree, state: LawaState, params: PyTree) -> tuple[PyTree, LawaState]:
         h = SimpleNamespace(**hp.resolve(values, state.count))
-        every, first = (jnp.asarray(value, jnp.int32) for value in (h.freq, h.start))
+        every, first = map(steps, (h.freq, h.start))
         t, kept = state.count + 1, len(state.ring)
         # Checkpoints that the first mean would not see are not taken: until then the last slot is the initial one.
         first_mean = every * jnp.maximum(-(-first // every), 1)

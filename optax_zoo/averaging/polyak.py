@@ -13,7 +13,7 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core.averages import approach, at_least, averaging
+from optax_zoo._core.averages import approach, at_least, averaging, steps
 from optax_zoo._core.hyper import ScalarOrSchedule
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
@@ -60,7 +60,7 @@ def with_polyak(
     """
 
     def step(h: Any, s: PolyakState) -> dict[str, Array]:
-        points = jnp.maximum(h.count + 1 - jnp.asarray(h.start, jnp.int32), 1)
+        points = jnp.maximum(h.count + 1 - steps(h.start), 1)
         return {"take": 1.0 / points.astype(h.t.dtype)}
 
     @averaging(inner, PolyakState, hyper={"start": start}, step=step, mean=at_least(copy(), accumulator_dtype))

@@ -15,7 +15,7 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core.averages import approach, at_least, averaging, evaluate
+from optax_zoo._core.averages import approach, at_least, averaging, evaluate, steps
 from optax_zoo._core.hyper import ScalarOrSchedule
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
@@ -66,7 +66,7 @@ def with_swa(
     """
 
     def step(h: Any, s: SwaState) -> dict[str, Array]:
-        first, every = (jnp.asarray(value, jnp.int32) for value in (h.start, h.freq))
+        first, every = map(steps, (h.start, h.freq))
         since = h.count + 1 - first
         n = s.n + 1.0
         collects = (since >= 0) & (since % every == 0)

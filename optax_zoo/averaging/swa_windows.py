@@ -18,7 +18,7 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core.averages import approach, at_least, averaging, eval_params
+from optax_zoo._core.averages import approach, at_least, averaging, eval_params, steps
 from optax_zoo._core.hyper import ScalarOrSchedule, number
 from optax_zoo._core.lookup import found
 from optax_zoo._core.naming import method
@@ -91,7 +91,7 @@ def with_swa_windows(
     ring = Ring(slot, host)
 
     def step(h: Any, s: SwaWindowsState) -> dict[str, Array]:
-        length, every = (jnp.asarray(value, jnp.int32) for value in (h.horizon, h.interval))
+        length, every = map(steps, (h.horizon, h.interval))
         points = (h.count % length) // every + 1
         ends = (h.count + 1) % length == 0
         return {

@@ -4,11 +4,11 @@ import equinox as eqx
 import jax
 
 from optax_zoo import Paper
-from tests.frameworks.problem import INPUTS, WIDTH, assert_trains, build, squared_error
+from tests.frameworks.problem import INPUTS, WIDTH, assert_trains, build, own, squared_error
 from tests.laws.harness import law
 
 
-@law
+@law(concerns=own)
 def test_equinox(paper: Paper) -> None:
     model = eqx.nn.MLP(2, 1, WIDTH, depth=1, key=jax.random.key(0))
     params, static = eqx.partition(model, eqx.is_inexact_array)

@@ -10,7 +10,7 @@ from jax import Array
 
 import optax_zoo
 from optax_zoo import Paper
-from tests.frameworks.problem import INPUTS, STEPS, WIDTH, assert_lower, build, squared_error
+from tests.frameworks.problem import INPUTS, STEPS, WIDTH, assert_lower, build, own, squared_error
 from tests.laws.harness import law
 
 
@@ -36,7 +36,7 @@ def by_apply_gradients(state: TrainState) -> TrainState:
     return state.apply_gradients(grads=jax.grad(loss_of(state))(state.params))
 
 
-@law
+@law(concerns=own)
 def test_linen(paper: Paper) -> None:
     network = Network()
     params = network.init(jax.random.key(0), INPUTS)["params"]

@@ -5,7 +5,7 @@ from jax import Array
 
 import optax_zoo
 from optax_zoo import Paper
-from tests.frameworks.problem import INPUTS, STEPS, WIDTH, assert_lower, build, squared_error
+from tests.frameworks.problem import INPUTS, STEPS, WIDTH, assert_lower, build, own, squared_error
 from tests.laws.harness import law
 
 as_arrays = getattr(nnx, "as_pure", None) or nnx.pure  # the name before Flax 0.12.7
@@ -27,7 +27,7 @@ def step(network: Network, optimizer: nnx.Optimizer) -> None:
     optimizer.update(network, given["grad"], **given)
 
 
-@law
+@law(concerns=own)
 def test_nnx(paper: Paper) -> None:
     network = Network(nnx.Rngs(0))
     optimizer = nnx.Optimizer(network, build(paper), wrt=nnx.Param)
