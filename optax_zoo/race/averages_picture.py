@@ -94,10 +94,10 @@ def _seeds(seeds: int) -> str:
 
 
 def _bounds(every: Sequence[Mapping[str, Floats]], results: AveragesResults) -> tuple[float, float]:
-    """From the lowest loss to what raw weights have after a tenth of the steps, or to their last loss."""
+    """From the lowest loss to what raw weights have after a fifth of the steps, or to their last loss."""
     means = [losses.mean(axis=0) for run in every for losses in run.values()]
     low = min(mean[mean > 0].min(initial=np.inf) for mean in means)
-    early = results.settings.steps / 10
+    early = results.settings.steps / 5
     raw = [losses[RAW].mean(axis=0) for losses in every]
     high = max(
         max(np.interp(early, run.eval_steps, mean), mean[-1]) for run, mean in zip(results.runs, raw, strict=True)
