@@ -1,16 +1,18 @@
 """Memory of `optax-zoo merge`: two checkpoints of GPT-2 small, half a GB each, merged in a process of its own.
 
 The peak is the largest resident set that the system counted for that process; a process that only imports what the
-command needs tells how much of it are libraries.
+command needs tells how much of it are libraries. A process inherits the peak of the one that starts it, which
+therefore never holds a model: they are written elsewhere.
 """
 
 import argparse
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,6 @@ FIGURES = {
     "largest_leaf_megabytes": "largest leaf",
     "imports_megabytes": "imports",
     "peak_megabytes": "peak",
-    "seconds": "seconds",
 }
 MERGES = {
     "uniform_soup": "{0} {1}",
@@ -44,8 +45,9 @@ def weights(size: str, seed: int) -> Any:
     return jax.tree.map(lambda leaf: generator.random(leaf.shape, np.float32), harness.shapes(size))
 
 
-def write(tree: Any, path: Path) -> None:
+def write(size: str, seed: int, path: Path) -> None:
     """A checkpoint of the format that the path's name says."""
+    tree = weights(size, seed)
     if not path.suffix:
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(path, tree)
@@ -58,28 +60,28 @@ def write(tree: Any, path: Path) -> None:
     writer.close()
 
 
-def peak_megabytes(command: Sequence[str]) -> tuple[float, float]:
-    """Largest resident set of a process and its seconds."""
-    start = time.perf_counter()
+def peak_megabytes(command: Sequence[str]) -> float:
+    """Largest resident set of a process."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed")
     unit = 1 if sys.platform == "darwin" else 1024
-    return usage.ru_maxrss * unit / 1e6, time.perf_counter() - start
+    return usage.ru_maxrss * unit / 1e6
 
 
 def measure(name: str, form: str, size: str, folder: Path) -> results.Row:
     """One row: a method on checkpoints of one format."""
     paths = [folder / f"{form}_{seed}{SUFFIXES[form]}" for seed in range(3)]
-    for seed, path in enumerate(paths):
-        if not path.exists():
-            write(weights(size, seed), path)
-    imports, _ = peak_megabytes([sys.executable, "-c", "import optax_zoo, orbax.checkpoint, rich.progress"])
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as elsewhere:
+        for seed, path in enumerate(paths):
+            if not path.exists():
+                elsewhere.submit(write, size, seed, path).result()
+    imports = peak_megabytes([sys.executable, "-c", "import optax_zoo, orbax.checkpoint, rich.progress"])
     arguments = MERGES[name].format(*paths).split()
     out = str(folder / f"{form}_merged{SUFFIXES[form]}")
-    peak, seconds = peak_megabytes([*PROGRAM, "merge", name, *arguments, "--out", out, "--force"])
+    peak = peak_megabytes([*PROGRAM, "merge", name, *arguments, "--out", out, "--force"])
     shapes = jax.tree.leaves(harness.shapes(size))
     return {
         "method": f"{name}({form})",
@@ -89,7 +91,6 @@ def measure(name: str, form: str, size: str, folder: Path) -> results.Row:
         "largest_leaf_megabytes": results.rounded(max(harness.nbytes([leaf]) for leaf in shapes) / 1e6),
         "imports_megabytes": results.rounded(imports),
         "peak_megabytes": results.rounded(peak),
-        "seconds": results.rounded(seconds),
     }
 
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import optax_zoo as zoo
-from benchmarks import compile_time, contests, harness, memory, results, step_time
+from benchmarks import compile_time, contests, harness, memory, merge_memory, results, step_time
 
 SCRIPTS: dict[str, ModuleType] = {"step_time": step_time, "memory": memory, "compile_time": compile_time}
 
@@ -46,6 +46,17 @@ def test_writes_figures_and_reports_them(script: str, run: Callable[..., tuple[d
     assert all(heading in text for heading in columns.values())
     again, shown = run(script, "--report")
     assert (again, shown) == (content, text)
+
+
+def test_merges_are_measured_in_both_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "merge_memory.json"
+    merge_memory.main(["--quick", "--out", str(path)])
+    rows = {row["method"]: row for row in json.loads(path.read_text())["rows"]}
+    assert rows.keys() == {"uniform_soup(safetensors)", "uniform_soup(orbax)"}
+    assert all(row.keys() >= merge_memory.FIGURES.keys() for row in rows.values())
+    assert all(row["peak_megabytes"] > row["checkpoint_megabytes"] > 0 for row in rows.values())
+    shown = capsys.readouterr().out
+    assert all(heading in shown for heading in merge_memory.FIGURES.values())
 
 
 def test_peers_and_variants_are_rows_of_their_own(run: Callable[..., tuple[dict, str]]) -> None:

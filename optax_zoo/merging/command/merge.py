@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -80,7 +81,9 @@ def stream(
     with contextlib.closing(writer(first, new)) as out:
         for leaf in first.leaves.values():
             progress.starts(leaf)
-            out.write(leaf, merged(method, groups, values, leaf))
+            array = merged(method, groups, values, leaf)
+            gc.collect(0)  # JAX frees arrays that its threads were the last to use only on a collection
+            out.write(leaf, array)
             progress.finishes()
 
 
