@@ -2,6 +2,7 @@
 told."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -180,6 +181,21 @@ def test_an_empty_array_is_for_safetensors_alone(tmp_path, capsys):
     assert_same(load_file(tmp_path / "out.safetensors"), arrays)
     assert merge("uniform_soup", tmp_path / "a.safetensors", "--out", tmp_path / "out") == 1
     assert sentence(capsys) == "Orbax stores no arrays of no entries, such as the one at w"
+
+
+def test_folders_may_have_any_name_that_is_text(tmp_path, capsys):
+    a = save(tree(0), tmp_path / "a.safetensors")
+    for name in ("with %20 #1", "caffè"):
+        assert merge("uniform_soup", a, "--out", tmp_path / name) == 0
+        assert_same(read_all(tmp_path / name), flat(tree(0)))
+    stray = tmp_path / os.fsdecode(b"caf\xe9")
+    assert merge("uniform_soup", a, "--out", stray.with_suffix(".safetensors")) == 0
+    capsys.readouterr()
+    assert merge("uniform_soup", a, "--out", stray) == 1
+    assert sentence(capsys).endswith(r"caf\udce9: the name is not UTF-8")
+    stray.mkdir()
+    assert merge("uniform_soup", stray, "--out", tmp_path / "out") == 1
+    assert sentence(capsys).endswith(r"caf\udce9: the name is not UTF-8")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from optax_zoo.merging.command.checkpoints import Leaf, Place, empty, leaf_name, named
 from optax_zoo.merging.command.errors import MergeError
+from optax_zoo.race.errors import printable
 
 _TREE, _TEXTS, _DATABASE = "_METADATA", "_strings.json", "manifest.ocdbt"
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -37,6 +38,7 @@ class OrbaxFolder:
     """One tree that Orbax saved: a checkpoint's folder, or the only one in a step of a `CheckpointManager`."""
 
     def __init__(self, path: Path) -> None:
+        _refuse_stray_bytes(path)
         self.path, self._folder = path, _folder_of_tree(path)
         self._stores: dict[str, ts.TensorStore] = {}
         record = _read_json(self._folder / _TREE)
@@ -101,9 +103,10 @@ class OrbaxWriter:
     """
 
     def __init__(self, path: Path, leaves: Mapping[str, Leaf], tree: Any) -> None:
-        empty = next((leaf.name for leaf in leaves.values() if 0 in leaf.shape), None)
-        if empty is not None:
-            raise MergeError(f"Orbax stores no arrays of no entries, such as the one at {empty}")
+        _refuse_stray_bytes(path)
+        void = next((leaf.name for leaf in leaves.values() if 0 in leaf.shape), None)
+        if void is not None:
+            raise MergeError(f"Orbax stores no arrays of no entries, such as the one at {void}")
         self._folder = path
         self._spellings: dict[str, str] = {}
 
@@ -138,6 +141,13 @@ class OrbaxWriter:
 
     def close(self) -> None:
         """Nothing: each leaf is on the disk when it is written."""
+
+
+def _refuse_stray_bytes(path: Path) -> None:
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise MergeError(f"Orbax cannot use {printable(path.absolute())}: the name is not UTF-8") from error
 
 
 def _folder_of_tree(path: Path) -> Path:
@@ -205,7 +215,7 @@ def _quiet() -> Iterator[None]:
     """Keeps Orbax's remarks off the terminal."""
     log = logging.getLogger("absl")
     level = log.level
-    log.setLevel(logging.ERROR)
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
