@@ -80,7 +80,7 @@ MERGES = {
         ),
     ),
     "layerwise_interpolate": (
-        "--alpha 0.25 --layers encoder/* stack/1 --default b",
+        "--alpha 0.25 --layers encoder.* stack/1 --default b",
         lambda a, b, base, f, g: zoo.layerwise_interpolate(
             a, b, 0.25, lambda path, leaf: path.startswith(("encoder/", "stack/1")), "b"
         ),
@@ -184,6 +184,14 @@ def test_arguments_are_refused_before_anything_is_read(capsys, words, told):
     assert merge(*words.split(), "--out", "out") == 1
     assert sentence(capsys).startswith(told)
     assert not files()
+
+
+def test_a_wildcard_that_no_leaf_fits_is_told(capsys, pair):
+    before = files()
+    words = ["--alpha", 0.5, "--layers", "encoder/*", "stak/1", "--out", "out"]
+    assert merge("layerwise_interpolate", *pair, *words) == 1
+    assert sentence(capsys) == "--layers: no leaf fits 'stak/1'; did you mean 'stack/1', 'stack/0'?"
+    assert files() == before
 
 
 def without(tree, name):

@@ -54,6 +54,7 @@ def merge(method: Method, options: argparse.Namespace) -> int:
         first = next(groups[part] for part in groups if PARTS[part].positional).checkpoints[0]
         for group in groups.values():
             refuse_differences(first, group)
+        method.refuse_unmatched(vars(options), first.leaves)
         with output.replacing(options.out, options.force) as new, LiveMerge(console, method, first) as progress:
             stream(method, groups, first, values, new, progress)
     size, seconds = sum(leaf.nbytes for leaf in first.leaves.values()), time.perf_counter() - start

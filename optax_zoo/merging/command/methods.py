@@ -5,16 +5,17 @@ import fnmatch
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import numpy as np
 from jax import Array
 
-from optax_zoo._core.naming import speaking_as
+from optax_zoo._core.naming import speaking_as, suggestion
 from optax_zoo._core.paper import Paper, papers
 from optax_zoo.merging import fisher_merge
 from optax_zoo.merging._leaves import per_model
+from optax_zoo.merging.command.checkpoints import leaf_name
 from optax_zoo.merging.command.errors import MergeError
 
 Kind = Literal["number", "numbers", "number or numbers", "flag", "word", "leaves"]
@@ -76,6 +77,14 @@ class Method:
     def values(self, given: Values) -> dict[str, Any]:
         """The arguments that are no checkpoints, from words of the command line."""
         return {option.name: _value(option, given[option.name]) for option in self.options}
+
+    def refuse_unmatched(self, given: Values, names: Collection[str]) -> None:
+        """Raises MergeError for a wildcard that no leaf fits."""
+        for option in self.options:
+            for pattern in (option.kind == "leaves" and given[option.name]) or ():
+                if not any(matches(name, pattern) for name in names):
+                    close = suggestion(leaf_name(pattern), names)
+                    raise MergeError(f"--{option.name}: no leaf fits {pattern!r}{close}")
 
     def rehearse(self, counts: Mapping[str, int], values: Values) -> None:
         """Merges models of two ones.
@@ -203,11 +212,16 @@ def _argument_texts(text: str) -> dict[str, str]:
     return {name: " ".join(words.split()).replace(" None: equal.", "").rstrip(".") for name, words in found}
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Whether the leaf `name` fits a wildcard, in which keys may be joined by dots too."""
+    return fnmatch.fnmatchcase(name, leaf_name(pattern))
+
+
 def _value(option: Option, given: Any) -> Any:
     if given is None:
         return option.default
     if option.kind == "leaves":
-        return lambda path, leaf: any(fnmatch.fnmatchcase(path, pattern) for pattern in given)
+        return lambda path, leaf: any(matches(path, pattern) for pattern in given)
     if option.kind == "number or numbers" and len(given) == 1:
         return given[0]
     return given
