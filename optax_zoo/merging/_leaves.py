@@ -192,7 +192,7 @@ def one_leaf(*static: str) -> Callable[[Callable[..., Array]], Callable[..., Arr
 
     def decorate(rule: Callable[..., Array]) -> Callable[..., Array]:
         def run(ws: list[Array], *beside: Any, **keywords: Any) -> Array:
-            wide = widest(jnp.float32, *(x.dtype for x in jax.tree.leaves((ws, beside)) if x.dtype.itemsize > 1))
+            wide = lifted(*jax.tree.leaves((ws, beside)))
             real = jnp.finfo(wide).dtype
 
             def lift(x: Array) -> Array:
@@ -208,6 +208,11 @@ def one_leaf(*static: str) -> Callable[[Callable[..., Array]], Callable[..., Arr
         return jax.jit(functools.wraps(rule)(run), static_argnames=static)
 
     return decorate
+
+
+def lifted(*xs: Array) -> jnp.dtype:
+    """float32 or better, wide enough for all of `xs`; 8-bit floats take part in no promotion."""
+    return widest(jnp.float32, *(x.dtype for x in xs if x.dtype.itemsize > 1))
 
 
 def _promotion(dtype: jnp.dtype) -> contextlib.AbstractContextManager[Any]:

@@ -21,7 +21,7 @@ from optax_zoo._core.naming import method, speaker
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.slots import at_least_float32, real_at_least_float32
 from optax_zoo._core.trees import Leaves, PyTree
-from optax_zoo.merging._leaves import Matched, added, not_all_zero, one_leaf, per_model, several
+from optax_zoo.merging._leaves import Matched, added, lifted, not_all_zero, one_leaf, per_model, several
 
 
 @one_leaf("favor_target_model")
@@ -58,7 +58,7 @@ def normalized(coefficients: Sequence[Scalar], leaves: Sequence[Array]) -> list[
 @jax.jit
 def _norm(x: Array) -> Array:
     """The 2-norm, without squares that leave float32's range."""
-    x = jnp.abs(x.astype(at_least_float32(x.dtype)))
+    x = jnp.abs(x.astype(lifted(x)))
     most = mesh.largest(x)
     scaled = x / jnp.where(most > 0, most, 1.0)
     return (most * jnp.sqrt(mesh.total(scaled * scaled))).astype(scalar_dtype())

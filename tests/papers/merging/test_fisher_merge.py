@@ -146,3 +146,9 @@ def test_what_cannot_be_is_refused() -> None:
         zoo.diagonal_fisher(linear, params, [], 3)
     with pytest.raises(ValueError, match=r"logits of shape \(1, 5\) for one example, got \(1, 3\)"):
         zoo.diagonal_fisher(linear, params, [x], 5)
+
+
+def test_eight_bit_fishers_are_normalized_in_float32() -> None:
+    models = [{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}]
+    fishers = [{"w": jnp.asarray(f, jnp.float8_e4m3fn)} for f in ([3.0, 4.0], [6.0, 8.0])]
+    np.testing.assert_allclose(zoo.fisher_merge(models, fishers)["w"], 0.5, rtol=1e-6)
