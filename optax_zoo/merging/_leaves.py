@@ -5,7 +5,6 @@ memory are merged leaf by leaf by calling the function on `{path: leaf}`; the re
 needs numbers of the whole tree computes them in a first pass, from `statistics` of each leaf.
 """
 
-import contextlib
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from jax import Array
 from jax.core import Tracer
 
 from optax_zoo._core.hyper import Scalar, check_range
+from optax_zoo._core.leafwise import promotion
 from optax_zoo._core.naming import speaker
 from optax_zoo._core.slots import widest
 from optax_zoo._core.trees import Leaves, PyTree
@@ -201,7 +201,7 @@ def one_leaf(*static: str) -> Callable[[Callable[..., Array]], Callable[..., Arr
             kept = {key: value for key, value in keywords.items() if key in static}
             scalars = {key: value for key, value in keywords.items() if key not in static}
             scalars = jax.tree.map(lambda x: jnp.asarray(x, real), scalars)
-            with _promotion(wide):
+            with promotion(wide):
                 merged = rule(*jax.tree.map(lift, (ws, *beside)), **scalars, **kept)
             return merged.astype(ws[0].dtype)
 
@@ -213,13 +213,6 @@ def one_leaf(*static: str) -> Callable[[Callable[..., Array]], Callable[..., Arr
 def lifted(*xs: Array) -> jnp.dtype:
     """float32 or better, wide enough for all of `xs`; 8-bit floats take part in no promotion."""
     return widest(jnp.float32, *(x.dtype for x in xs if x.dtype.itemsize > 1))
-
-
-def _promotion(dtype: jnp.dtype) -> contextlib.AbstractContextManager[Any]:
-    """Complex weights meet real ones; all else keeps the user's promotion mode."""
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        return jax.numpy_dtype_promotion("standard")
-    return contextlib.nullcontext()
 
 
 def added(xs: Sequence[Any]) -> Any:
