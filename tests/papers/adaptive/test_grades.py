@@ -112,7 +112,8 @@ def test_checks_come_at_multiples_of_the_interval() -> None:
 @pytest.mark.parametrize("monitor", ["gradient", "gradient_change"])
 def test_what_is_watched_may_be_the_gradient(monitor: str) -> None:
     _, gradients = problem()
-    walked = run(freezing(optax.adam(1e-9), tau=0.1, monitor=monitor))
+    with default_promotion():
+        walked = run(freezing(optax.adam(1e-9), tau=0.1, monitor=monitor))
     watched = np.asarray(gradients["still"])
     if monitor == "gradient_change":
         watched = np.diff(watched, axis=0, prepend=watched[:1])
@@ -200,7 +201,8 @@ def test_with_skip_frozen_the_work_is_inside_a_conditional() -> None:
 
     def computations(skip: bool) -> dict[str, str]:
         tx = freezing(optax.scale_by_adam(), skip_frozen=skip)
-        text = jax.jit(tx.update).lower(params, tx.init(params), params).compile().as_text()
+        with default_promotion():
+            text = jax.jit(tx.update).lower(params, tx.init(params), params).compile().as_text()
         return dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+)[^\n]*\{\n(.*?)^\}", text, flags=re.M | re.S))
 
     def reached_without_branching(parts: dict[str, str], text: str) -> str:

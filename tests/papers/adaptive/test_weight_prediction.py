@@ -12,6 +12,7 @@ import pytest
 
 import optax_zoo as zoo
 from optax_zoo.adaptive.weight_prediction import predicted_params, weight_prediction
+from tests.laws.harness import default_promotion
 from tests.support import optax_trajectory, problem, trajectory
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -74,12 +75,17 @@ def test_the_weights_follow_the_base_optimizer(base: str, num_steps: int) -> Non
 @pytest.mark.parametrize("base", ["adam", "adamw", "sgdm", optax.scale_by_rms(0.9)])
 def test_the_prediction_follows_the_last_direction_at_the_rate_to_come(base: Any) -> None:
     params, gradients = jax.tree.map(jnp.asarray, problem(steps=3))
-    schedule = optax.piecewise_constant_schedule(0.1, {1: 0.5, 2: 0.5, 3: 0.1})
+    rates = jnp.asarray([0.1, 0.05, 0.025, 0.0025])
+
+    def schedule(count: Any) -> jax.Array:
+        return rates[count]
+
     tx = weight_prediction(schedule, base, num_steps=2, weight_decay=0.0)
     state = tx.init(params)
     jax.tree.map(np.testing.assert_array_equal, predicted_params(state, params), params)
     for i in range(3):
-        updates, state = tx.update(jax.tree.map(lambda g, i=i: g[i], gradients), state, params)
+        with default_promotion():
+            updates, state = tx.update(jax.tree.map(lambda g, i=i: g[i], gradients), state, params)
         params = optax.apply_updates(params, updates)
         ahead = jax.tree.map(lambda u, i=i: 2 * u * schedule(i + 1) / schedule(i), updates)
         expected = optax.apply_updates(params, ahead)
