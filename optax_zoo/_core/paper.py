@@ -40,6 +40,9 @@ class Paper:
       example: keyword arguments that complete `make` where it has required ones.
       probe: further ones under which a few steps show what every argument does, for the laws.
       scaled: number of steps of a run -> further ones that suit its length. A race compares the averages that have it.
+      first_pass: of a merge that needs numbers of whole trees, what is known before its leaves are merged one by one:
+        first_pass(rows, values, counts) -> the arguments of `make`, from rows(argument), each leaf of the models'
+        trees in turn, from the arguments given and from the number of trees in each.
       golden: recorded trajectories of the authors' code that the parity test replays.
       breaks: laws it cannot obey, with the reason.
       library: whose code it is.
@@ -66,6 +69,7 @@ class Paper:
     example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     probe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scaled: Callable[[int], Mapping[str, Any]] | None = None
+    first_pass: Callable[..., Mapping[str, Any]] | None = None
     golden: tuple[str, ...] = ()
     breaks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     library: str = "optax_zoo"

@@ -7,7 +7,7 @@ Differs from the authors' code: nothing, except that an entry without informatio
 model's weight where their code divides 0 by 0.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,17 @@ def normalized(coefficients: Sequence[Scalar], leaves: Sequence[Array]) -> list[
             raise ValueError(f"{speaker()}: fisher {i} is zero everywhere, so it cannot be normalized")
     pairs = zip(coefficients, norms, strict=True)
     return [jnp.where(norm > 0, jnp.asarray(c, norm.dtype) / jnp.where(norm > 0, norm, 1.0), 0.0) for c, norm in pairs]
+
+
+def first_pass(
+    rows: Callable[[str], Iterable[list[Any]]], values: Mapping[str, Any], counts: Mapping[str, int]
+) -> Mapping[str, Any]:
+    """Arguments with which leaves can be merged one by one: coefficients over norms of whole Fishers."""
+    if not values["normalize_fishers"]:
+        return values
+    measured = [statistics(row) for row in rows("fishers")]
+    coefficients = per_model("coefficients", values["coefficients"], counts["fishers"], "[0, inf)")
+    return {**values, "coefficients": normalized(coefficients, measured), "normalize_fishers": False}
 
 
 @jax.jit
@@ -174,5 +185,6 @@ PAPER = register(
         arxiv="2111.09832",
         kind="merge",
         make=fisher_merge,
+        first_pass=first_pass,
     )
 )

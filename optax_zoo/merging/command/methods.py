@@ -13,8 +13,6 @@ from jax import Array
 
 from optax_zoo._core.naming import speaking_as, suggestion
 from optax_zoo._core.paper import Paper, papers
-from optax_zoo.merging import fisher_merge
-from optax_zoo.merging._leaves import per_model
 from optax_zoo.merging.command.checkpoints import leaf_name
 from optax_zoo.merging.command.errors import MergeError
 
@@ -104,7 +102,7 @@ class Method:
           values: the arguments that were given.
           counts: checkpoints of each part.
         """
-        prepare = FIRST_PASSES.get(self.paper.name)
+        prepare = self.paper.first_pass
         with _telling(), speaking_as(self.paper.name):
             return values if prepare is None else prepare(rows, values, counts)
 
@@ -128,24 +126,6 @@ class _telling:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, ValueError):
             raise MergeError(str(error)) from error
-
-
-def _normalized_fishers(
-    rows: Callable[[str], Iterable[list[Any]]], values: Values, counts: Mapping[str, int]
-) -> Values:
-    if not values["normalize_fishers"]:
-        return values
-    statistics = [fisher_merge.statistics(row) for row in rows("fishers")]
-    coefficients = per_model("coefficients", values["coefficients"], counts["fishers"], "[0, inf)")
-    return {
-        **values,
-        "coefficients": fisher_merge.normalized(coefficients, statistics),
-        "normalize_fishers": False,
-    }
-
-
-FIRST_PASSES: Mapping[str, Callable[..., Values]] = {"fisher_merge": _normalized_fishers}
-"""Of methods that need numbers of the whole tree."""
 
 
 def methods() -> tuple[dict[str, Method], dict[str, str]]:
