@@ -15,6 +15,9 @@ from optax_zoo._core.paper import find as find
 from optax_zoo._core.paper import paper as paper
 from optax_zoo._core.paper import papers as papers
 from optax_zoo._core.quintics import polar_express_coeffs as polar_express_coeffs
+from optax_zoo._core.rules import flax_rules as flax_rules
+from optax_zoo._core.rules import matrix_rules as matrix_rules
+from optax_zoo._core.views import FALLBACK as FALLBACK
 from optax_zoo._core.views import MatrixView as MatrixView
 from optax_zoo.adaptive.accelerated_sgd import accelerated_sgd as accelerated_sgd
 from optax_zoo.adaptive.adabelief import adabelief as adabelief

@@ -6,7 +6,6 @@ singular vectors. The Gram form (Zhang, Amsel, Chen, Dao, 2026) does the same on
 
 import dataclasses
 import functools
-import itertools
 import numbers
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,14 +17,12 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
-from optax_zoo._core.blocks import is_spec
 from optax_zoo._core.hyper import Scalar, check_range, choice
+from optax_zoo._core.layouts import layout
 from optax_zoo._core.naming import method as public
 from optax_zoo._core.naming import speaker
 from optax_zoo._core.quintics import Coefficients, Row, rows_of
 from optax_zoo._core.slots import at_least_float32, floating
-from optax_zoo._core.trees import PyTree
-from optax_zoo._core.views import DimensionNumbers, Matrices, choose, layout, layouts
 
 Method: TypeAlias = Literal["auto", "plain", "gram", "svd"]
 
@@ -91,48 +88,6 @@ def orthogonalize(
     return axes.merge(solver(axes.blocks(x), eps, norm_safety), x.shape)
 
 
-def orthogonalize_tree(
-    solver: "Solver",
-    tree: PyTree,
-    eps: Scalar,
-    norm_safety: Scalar,
-    *,
-    name: str,
-    dimension_numbers: DimensionNumbers = None,
-    param_specs: PyTree | None = None,
-    scale: Callable[[int, int], float] | None = None,
-) -> PyTree:
-    """Orthogonalises every leaf of a tree, matrices of equal shape together.
-
-    Args:
-      solver: how.
-      tree: floating or complex leaves of at least two axes.
-      eps: see `orthogonalize`.
-      norm_safety: see `orthogonalize`.
-      name: the method that speaks in errors.
-      dimension_numbers: how leaves are read as matrices.
-      param_specs: a (prefix) tree of PartitionSpecs; needed for leaves that are sharded over an axis of
-        shard_map.
-      scale: factor of a matrix from its (fan_in, fan_out).
-
-    Returns:
-      A tree like `tree`.
-
-    Raises:
-      ValueError: a leaf that is no matrix, or sharded without a spec; the sentence names its path.
-    """
-    flat, treedef = jax.tree.flatten(tree)
-    specs = choose(name, "param_specs", param_specs, tree, is_spec)
-    axes = layouts(name, dimension_numbers, tree)
-    leaves = [Matrices.of(x, a, spec) for x, a, spec in zip(flat, axes, specs, strict=True)]
-    solved = solver([block for leaf in leaves for block in leaf.blocks], eps, norm_safety)
-    if scale is not None:
-        solved = [scale(*o.shape[-2:]) * o for o in solved]
-    remaining = iter(solved)
-    restored = [leaf.restore(list(itertools.islice(remaining, len(leaf.blocks)))) for leaf in leaves]
-    return jax.tree.unflatten(treedef, restored)
-
-
 def check_scales(eps: Any, norm_safety: Any) -> None:
     """Raises where `eps` or `norm_safety` is concrete and out of range."""
     check_range("eps", eps, "[0, inf)")
@@ -173,6 +128,15 @@ class Solver:
         if method == "auto" or gram_restarts is None:
             gram_restarts = range(2, len(rows), _GRAM_SEGMENT)
         return cls(rows, steps, method, tuple(sorted(set(gram_restarts))), compute_dtype)
+
+    def cost(self, m: int, n: int) -> float:
+        """Operations that one m x n matrix takes, in multiply-adds."""
+        short, long = sorted((m, n))
+        steps = len(self.rows)
+        plain = steps * (2 * long / max(short, 1) + 1)
+        segments = 1 + sum(restart < steps for restart in self.restarts)
+        gram = 2 * segments * long / max(short, 1) + 4 * steps - 2 * segments - 1
+        return short**3 * (min(plain, gram) if self.method in ("auto", "gram") else plain)
 
     def __call__(self, stacks: Sequence[Array], eps: Scalar, norm_safety: Scalar) -> list[Array]:
         """Orthogonalises arrays of shape (..., m, n); those of equal shape and dtype share their code."""

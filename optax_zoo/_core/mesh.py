@@ -6,6 +6,7 @@ and the types name no axis. `shard_map(..., check_vma=False)` and `pmap` keep no
 the local block only.
 """
 
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -44,6 +45,16 @@ def largest(x: Array) -> Array:
     most = jnp.max(x, initial=0.0)
     axes = varying_axes(most)
     return jax.lax.pmax(most, axes) if axes else most
+
+
+def gathered(x: Array, axes: str | tuple[str, ...], axis: int) -> Array:
+    """All devices' blocks along mesh axes, beside each other on one axis of the array; the same on all devices."""
+    if "to" in inspect.signature(jax.lax.all_gather).parameters:
+        return jax.lax.all_gather(x, axes, axis=axis, tiled=True, to="invarying")
+    size = x.shape[axis]
+    alone = jnp.zeros((*x.shape[:axis], size * jax.lax.axis_size(axes), *x.shape[axis + 1 :]), x.dtype)
+    place = jax.lax.axis_index(axes) * size
+    return jax.lax.psum(jax.lax.dynamic_update_slice_in_dim(alone, x, place, axis), axes)
 
 
 def sum_leaves(partial: Iterable[Mapping[str, Array]]) -> dict[str, Array]:

@@ -14,19 +14,19 @@ from optax_zoo._core.finish import Mask, finish
 from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq, check_range, debias, ema
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import speaker
+from optax_zoo._core.notes import note
+from optax_zoo._core.rules import EMBEDDINGS_AND_HEADS, names
 from optax_zoo._core.slots import squares, zeros
 from optax_zoo._core.trees import Leaves, PyTree
-from optax_zoo._core.views import Choice, DimensionNumbers, choose, is_view
-
-NOT_HIDDEN = ("*embed*", "wte", "wpe", "*head", "logits", "classifier")
-"""Usual names of embeddings and output heads."""
-
+from optax_zoo._core.views import Choice, DimensionNumbers, choose, is_fallback, is_view, path_name
 
 HIDDEN = "hidden"
 """A `muon_mask` in one word: matrices that are neither embeddings nor output heads, `muon_mask_by_path()`."""
 
 
-def muon_mask_by_path(exclude: Sequence[str] = NOT_HIDDEN, *, min_ndim: int = 2) -> Callable[[str, Array], bool]:
+def muon_mask_by_path(
+    exclude: Sequence[str] = EMBEDDINGS_AND_HEADS, *, min_ndim: int = 2
+) -> Callable[[str, Array], bool]:
     """A `muon_mask` that leaves embeddings and output heads to Adam by their names.
 
     Args:
@@ -40,8 +40,7 @@ def muon_mask_by_path(exclude: Sequence[str] = NOT_HIDDEN, *, min_ndim: int = 2)
     """
 
     def mask(path: str, leaf: Array) -> bool:
-        parts = path.lower().split("/")
-        named = any(fnmatch.fnmatchcase(part, pattern.lower()) for part in parts for pattern in exclude)
+        named = any(fnmatch.fnmatchcase(part, pattern.lower()) for part in names(path) for pattern in exclude)
         return not named and jnp.ndim(leaf) >= min_ndim
 
     return mask
@@ -70,8 +69,8 @@ def with_auxiliary_adam(
     Args:
       matrices: a finished optimizer of matrices.
       muon_mask: True for leaves of `matrices`: a (prefix) tree, `f(path, leaf)`, `f(params)` or "hidden". None: leaves
-        of two axes, and those for which a tree or a function of `dimension_numbers` has a view.
-      dimension_numbers: see above.
+        of two axes, and those for which a tree, a function or rules of `dimension_numbers` have a view.
+      dimension_numbers: see `optax_zoo._core.views`; "fallback" in the place of a view leaves a leaf to AdamW.
       mask: which leaves decay.
       adam_learning_rate: of AdamW.
       adam_b1: decay of the first moment, in [0, 1).
@@ -87,23 +86,28 @@ def with_auxiliary_adam(
     adam = finish(_scale_by_adam(adam_b1, adam_b2, adam_eps), adam_learning_rate, adam_weight_decay, mask)
     name = speaker()
 
+    def masked(params: PyTree) -> list[bool] | None:
+        if muon_mask is None:
+            return None
+        hidden = isinstance(muon_mask, str) and muon_mask == HIDDEN
+        chosen = choose(name, "muon_mask", muon_mask_by_path() if hidden else muon_mask, params)
+        for entry in chosen:
+            if not isinstance(entry, bool | np.bool_):
+                raise TypeError(f"{name}: muon_mask must be {HIDDEN!r} or hold True or False, got {entry!r}")
+        return chosen
+
     def labels(params: PyTree) -> PyTree:
-        leaves, treedef = jax.tree.flatten(params)
-        if muon_mask is not None:
-            chosen = choose(
-                name,
-                "muon_mask",
-                muon_mask_by_path() if isinstance(muon_mask, str) and muon_mask == HIDDEN else muon_mask,
-                params,
-            )
-            for entry in chosen:
-                if not isinstance(entry, bool | np.bool_):
-                    raise TypeError(f"{name}: muon_mask must be {HIDDEN!r} or hold True or False, got {entry!r}")
-        else:
-            views = [None] * len(leaves)
-            if not is_view(dimension_numbers):
-                views = choose(name, "dimension_numbers", dimension_numbers, params, is_view)
-            chosen = [view is not None or jnp.ndim(leaf) == 2 for view, leaf in zip(views, leaves, strict=True)]
+        flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+        views = [None] * len(flat)
+        if not is_view(dimension_numbers):
+            views = choose(name, "dimension_numbers", dimension_numbers, params, is_view)
+        chosen = masked(params) or [
+            not is_fallback(view) and (view is not None or jnp.ndim(leaf) == 2)
+            for (_, leaf), view in zip(flat, views, strict=True)
+        ]
+        for (path, leaf), yes in zip(flat, chosen, strict=True):
+            if not yes:
+                note(name, path_name(path), jnp.shape(leaf), "left to adam")
         return jax.tree.unflatten(treedef, ["matrix" if yes else "adam" for yes in chosen])
 
     parts = optax.partition({"matrix": matrices, "adam": adam}, labels)

@@ -28,12 +28,14 @@ from optax_zoo._core import naming
 from optax_zoo._core.finish import Mask, finish
 from optax_zoo._core.hyper import ScalarOrSchedule
 from optax_zoo._core.leafwise import leafwise
-from optax_zoo._core.matrix import Method, Solver, orthogonalize_tree
+from optax_zoo._core.matrix import Method
+from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.quintics import Coefficients
+from optax_zoo._core.sharing import ShardOver
 from optax_zoo._core.slots import at_least_float32, zeros
 from optax_zoo._core.trees import PyTree
-from optax_zoo._core.views import Choice, DimensionNumbers, layouts
+from optax_zoo._core.views import Choice, DimensionNumbers
 from optax_zoo.matrix._auxiliary import HIDDEN, with_auxiliary_adam
 
 MomentumForm: TypeAlias = Literal["ema", "sum"]
@@ -70,6 +72,7 @@ def scale_by_muon(
     mu_dtype: DTypeLike | None = None,
     ns_dtype: DTypeLike | None = None,
     dimension_numbers: DimensionNumbers = None,
+    shard_over: ShardOver = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The Muon direction, for trees of matrices only; arguments as in `muon`.
 
@@ -82,9 +85,16 @@ def scale_by_muon(
     hp.choice("momentum_form", momentum_form, MomentumForm)
     if scaling is not None:
         hp.choice("scaling", scaling, Scaling)
-    name = naming.speaker()
-    solver = Solver.of(ns_coeffs, ns_steps, method, compute_dtype=ns_dtype)
-    norm = hp.checked({"eps": eps, "norm_safety": norm_safety}, {"norm_safety": "(0, inf)"})
+    orthogonalize = Orthogonalizer.of(
+        ns_coeffs=ns_coeffs,
+        ns_steps=ns_steps,
+        eps=eps,
+        norm_safety=norm_safety,
+        method=method,
+        ns_dtype=ns_dtype,
+        dimension_numbers=dimension_numbers,
+        shard_over=shard_over,
+    )
 
     @leafwise(MuonState, hyper={"momentum": momentum}, momentum=zeros(mu_dtype))
     def accumulate(g: Array, s: MuonState, h: Any) -> tuple[Array, MuonState]:
@@ -96,7 +106,7 @@ def scale_by_muon(
         return SCALINGS[scaling](max(fan_in, 1), max(fan_out, 1))
 
     def init(params: PyTree) -> Any:
-        layouts(name, dimension_numbers, params)
+        orthogonalize.axes(params)
         return accumulate.init(params)
 
     def update(
@@ -108,15 +118,7 @@ def scale_by_muon(
         **extra: Any,
     ) -> tuple[PyTree, Any]:
         mixed, new_state = accumulate.update(jax.tree.map(_lifted, updates), state)
-        direction = orthogonalize_tree(
-            solver,
-            mixed,
-            **hp.resolve(norm, state.count),
-            name=name,
-            dimension_numbers=dimension_numbers,
-            param_specs=param_specs,
-            scale=scale,
-        )
+        direction = orthogonalize(mixed, state.count, param_specs, scale)
         return jax.tree.map(lambda u, g: u.astype(g.dtype), direction, updates), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -150,6 +152,7 @@ def muon(
     mu_dtype: DTypeLike | None = None,
     ns_dtype: DTypeLike | None = None,
     dimension_numbers: DimensionNumbers = None,
+    shard_over: ShardOver = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon on matrices, AdamW on everything else (https://kellerjordan.github.io/posts/muon/).
 
@@ -210,6 +213,7 @@ def muon(
             mu_dtype=mu_dtype,
             ns_dtype=ns_dtype,
             dimension_numbers=dimension_numbers,
+            shard_over=shard_over,
         ),
         learning_rate,
         weight_decay,
