@@ -123,8 +123,12 @@ from optax_zoo.clipping.normalize_by_power import normalize_by_power as normaliz
 from optax_zoo.diagnostics.monitor import monitor as monitor
 from optax_zoo.diagnostics.monitor import monitor_values as monitor_values
 from optax_zoo.matrix._auxiliary import muon_mask_by_path as muon_mask_by_path
+from optax_zoo.matrix.adago import adago as adago
+from optax_zoo.matrix.adago import scale_by_adago as scale_by_adago
 from optax_zoo.matrix.muon import muon as muon
 from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
+from optax_zoo.matrix.normuon import normuon as normuon
+from optax_zoo.matrix.normuon import scale_by_normuon as scale_by_normuon
 from optax_zoo.merging.fisher_merge import diagonal_fisher as diagonal_fisher
 from optax_zoo.merging.fisher_merge import fisher_merge as fisher_merge
 from optax_zoo.merging.interpolation import interpolate as interpolate

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
@@ -11,12 +12,13 @@ from jax import Array
 from optax_zoo._core import hyper as hp
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import speaker
+from optax_zoo._core.signs import agreement
 from optax_zoo._core.trees import PyTree, is_function
 
 Mask: TypeAlias = Any
 """A (prefix) tree of bools, or a function of the parameters that returns one: True where weights decay."""
 
-Decoupling: TypeAlias = Literal["lr", "fixed", "l2", "after"]
+Decoupling: TypeAlias = Literal["lr", "fixed", "l2", "after", "cautious"]
 
 
 class LearningRateState(NamedTuple):
@@ -45,7 +47,7 @@ def finish(
       weight_decay: decay coefficient wd; a Python 0 leaves decay out (then params are not needed for it).
       mask: which leaves decay; None: all.
       decay: "lr": `p - lr*u - lr*wd*p`; "fixed": `p - lr*u - wd*p`; "l2": `g + wd*p` goes into `transform`;
-        "after": `(p - lr*u) (1 - lr*wd)`.
+        "after": `(p - lr*u) (1 - lr*wd)`; "cautious": "lr" for entries with u p >= 0, others do not decay.
 
     Returns:
       An `optax.chain` whose update is in the gradients' dtype.
@@ -121,6 +123,8 @@ def _learning_rate(
             return -h.learning_rate * u, s
         if decay == "fixed":
             return -(h.learning_rate * u + h.weight_decay * p), s
+        if decay == "cautious":
+            return -h.learning_rate * jnp.where(agreement(u, p) >= 0, u + h.weight_decay * p, u), s
         if decay == "after":
             return -h.learning_rate * (u + h.weight_decay * (p - h.learning_rate * u)), s
         return -h.learning_rate * (u + h.weight_decay * p), s

@@ -257,6 +257,13 @@ class Matrices:
         still = kept or (tuple(name for axis in axes.batch for name in named[axis]), (), ())
         return cls(axes.blocks(whole), still, axes.fans(leaf), axes, gathered, whole.shape, x.shape)
 
+    def sum(self, x: Array, *axes: int) -> Array:
+        """Sums an array like a block over axes of the whole matrices, -2 of inputs and -1 of outputs; they stay with
+        size 1."""
+        summed = jnp.sum(x, axis=axes, keepdims=True)
+        names = tuple(name for axis in axes for name in self.cuts[axis])
+        return jax.lax.psum(summed, names) if names else summed
+
     def restore(self, blocks: Sequence[Array]) -> Array:
         """The leaf, or this device's block of it, from matrices like `blocks`."""
         x = self.axes.merge(blocks, self.whole)

@@ -13,41 +13,25 @@ the authors' order of operations); a convolution kernel is scaled by its flatten
 last two axes.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from optax_zoo._core import hyper as hp
-from optax_zoo._core import naming
 from optax_zoo._core.finish import Mask, finish
-from optax_zoo._core.hyper import ScalarOrSchedule
+from optax_zoo._core.hyper import ScalarOrSchedule, choice
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.matrix import Method
+from optax_zoo._core.naming import method as public
 from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.quintics import Coefficients
 from optax_zoo._core.sharing import ShardOver
-from optax_zoo._core.slots import at_least_float32, zeros
-from optax_zoo._core.trees import PyTree
+from optax_zoo._core.slots import zeros
 from optax_zoo._core.views import Choice, DimensionNumbers
 from optax_zoo.matrix._auxiliary import HIDDEN, with_auxiliary_adam
-
-MomentumForm: TypeAlias = Literal["ema", "sum"]
-Scaling: TypeAlias = Literal["width", "spectral", "rms"]
-
-SCALINGS: Mapping[str | None, Callable[[float, float], float]] = {
-    "width": lambda fan_in, fan_out: math.sqrt(max(1.0, fan_out / fan_in)),
-    "spectral": lambda fan_in, fan_out: math.sqrt(fan_out / fan_in),
-    "rms": lambda fan_in, fan_out: 0.2 * math.sqrt(max(fan_in, fan_out)),
-    None: lambda fan_in, fan_out: 1.0,
-}
-"""Factors on the orthogonal matrix: Keller Jordan's, that of the RMS-to-RMS operator norm, Moonlight's."""
+from optax_zoo.matrix._momentum import MomentumForm, Scaling, accumulated, orthogonalizing, scale_of
 
 
 class MuonState(NamedTuple):
@@ -57,7 +41,7 @@ class MuonState(NamedTuple):
     momentum: optax.Updates  # average of gradients
 
 
-@naming.method
+@public
 def scale_by_muon(
     momentum: ScalarOrSchedule = 0.95,
     *,
@@ -82,9 +66,7 @@ def scale_by_muon(
     Raises (in `init` and `update`):
       ValueError: a leaf that is no matrix; the sentence names its path.
     """
-    hp.choice("momentum_form", momentum_form, MomentumForm)
-    if scaling is not None:
-        hp.choice("scaling", scaling, Scaling)
+    choice("momentum_form", momentum_form, MomentumForm)
     orthogonalize = Orthogonalizer.of(
         ns_coeffs=ns_coeffs,
         ns_steps=ns_steps,
@@ -98,37 +80,13 @@ def scale_by_muon(
 
     @leafwise(MuonState, hyper={"momentum": momentum}, momentum=zeros(mu_dtype))
     def accumulate(g: Array, s: MuonState, h: Any) -> tuple[Array, MuonState]:
-        taken = (1 - h.momentum) * g if momentum_form == "ema" else g
-        m = h.momentum * s.momentum + taken
-        return (taken + h.momentum * m if nesterov else m), s._replace(momentum=m)
+        mixed, m = accumulated(g, s.momentum, h.momentum, nesterov, momentum_form)
+        return mixed, s._replace(momentum=m)
 
-    def scale(fan_in: int, fan_out: int) -> float:
-        return SCALINGS[scaling](max(fan_in, 1), max(fan_out, 1))
-
-    def init(params: PyTree) -> Any:
-        orthogonalize.axes(params)
-        return accumulate.init(params)
-
-    def update(
-        updates: PyTree,
-        state: Any,
-        params: PyTree | None = None,
-        *,
-        param_specs: PyTree = None,
-        **extra: Any,
-    ) -> tuple[PyTree, Any]:
-        mixed, new_state = accumulate.update(jax.tree.map(_lifted, updates), state)
-        direction = orthogonalize(mixed, state.count, param_specs, scale)
-        return jax.tree.map(lambda u, g: u.astype(g.dtype), direction, updates), new_state
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return orthogonalizing(accumulate, orthogonalize, scale_of(scaling))
 
 
-def _lifted(g: Any) -> Any:
-    return g.astype(at_least_float32(g.dtype)) if jnp.issubdtype(g.dtype, jnp.inexact) else g
-
-
-@naming.method
+@public
 def muon(
     learning_rate: ScalarOrSchedule,
     momentum: ScalarOrSchedule = 0.95,
@@ -190,8 +148,13 @@ def muon(
       mu_dtype: dtype of the momentum; None: the parameters'.
       ns_dtype: dtype of the products; None: float32 or better.
       dimension_numbers: how a leaf is read as matrices: a `MatrixView` (or
-        `optax.contrib.MuonDimensionNumbers`), a (prefix) tree of them, or a function of (path, leaf); None:
-        all axes but the last are reduced over.
+        `optax.contrib.MuonDimensionNumbers`), a (prefix) tree of them, a function of (path, leaf) or rules over paths
+        (`matrix_rules`, `flax_rules`); "fallback" for a leaf leaves it to AdamW. None: all axes but the last are
+        reduced over. `describe(tx, params)` prints what was decided for every leaf.
+      shard_over: a mesh axis, or several, over whose devices the matrices are shared out: each device
+        orthogonalises its part, and one collective per shape brings the results together. Under `jax.jit` the
+        parameters' mesh is found by itself and the state stays sharded like the parameters, replicated, by rows or by
+        columns; a `NamedSharding` names the mesh too. None: every device orthogonalises every matrix it holds.
 
     Returns:
       The optimizer; one number of state per entry of a matrix, two per other parameter.
