@@ -122,10 +122,11 @@ def layout(view: Any, shape: tuple[int, ...], where: str) -> Layout:
         reduction, output = _axes(view.reduction_axis), _axes(view.output_axis)
         named = {axis % ndim for axis in reduction + output}
         view = MatrixView(reduction, output, [axis for axis in range(ndim) if axis not in named])
-    if view.reduction is None:
+    inputs = view.reduction
+    if inputs is None:
         named = {axis % ndim for axis in _axes(view.output) + _axes(view.batch)}
-        view = view._replace(reduction=[axis for axis in range(ndim) if axis not in named])
-    kinds = tuple(map(_axes, (view.reduction, view.output, view.batch)))
+        inputs = [axis for axis in range(ndim) if axis not in named]
+    kinds = tuple(map(_axes, (inputs, view.output, view.batch)))
     named = f"reduction {kinds[0]}, output {kinds[1]} and batch {kinds[2]}"
     if any(not -ndim <= axis < ndim for axes in kinds for axis in axes):
         raise ValueError(f"{where} has axes -{ndim} to {ndim - 1}, its view names {named}")

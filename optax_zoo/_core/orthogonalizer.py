@@ -214,5 +214,7 @@ def _with_auto_axes(
     if not explicit:
         return run(leaves, specs)
     known = [sharding.spec for sharding in shardings]
-    inside = jax.sharding.auto_axes(lambda xs: run(xs, known), axes=tuple(sorted(explicit)), out_sharding=shardings)
+    inside: Any = jax.sharding.auto_axes(
+        lambda xs: run(xs, known), axes=tuple(sorted(explicit)), out_sharding=shardings
+    )
     return inside(leaves)

@@ -26,7 +26,7 @@ from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.quintics import Coefficients
 from optax_zoo._core.sharing import ShardOver
-from optax_zoo._core.slots import PerLeaf, Statistic, real_at_least_float32, zeros
+from optax_zoo._core.slots import PerLeaf, PerParameter, Statistic, real_at_least_float32, zeros
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import Choice, DimensionNumbers
 from optax_zoo.matrix._auxiliary import HIDDEN, with_auxiliary_adam
@@ -37,7 +37,7 @@ class AdagoState(NamedTuple):
     """State of `adago` on matrices."""
 
     count: Array  # steps taken
-    momentum: optax.Updates  # average of gradients
+    momentum: PerParameter  # average of gradients
     acc: PerLeaf  # v^2 beside v0^2
     alpha: PerLeaf  # last step size
 

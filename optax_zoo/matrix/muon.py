@@ -28,7 +28,7 @@ from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.quintics import Coefficients
 from optax_zoo._core.sharing import ShardOver
-from optax_zoo._core.slots import zeros
+from optax_zoo._core.slots import PerParameter, zeros
 from optax_zoo._core.views import Choice, DimensionNumbers
 from optax_zoo.matrix._auxiliary import HIDDEN, with_auxiliary_adam
 from optax_zoo.matrix._momentum import MomentumForm, Scaling, accumulated, orthogonalizing, scale_of
@@ -38,7 +38,7 @@ class MuonState(NamedTuple):
     """State of `scale_by_muon`."""
 
     count: Array  # steps taken
-    momentum: optax.Updates  # average of gradients
+    momentum: PerParameter  # average of gradients
 
 
 @public

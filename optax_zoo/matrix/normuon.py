@@ -26,7 +26,7 @@ from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.quintics import Coefficients
 from optax_zoo._core.sharing import ShardOver
-from optax_zoo._core.slots import PerLeaf, Statistic, real_at_least_float32, zeros
+from optax_zoo._core.slots import PerLeaf, PerParameter, Statistic, real_at_least_float32, zeros
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import Choice, DimensionNumbers
 from optax_zoo.matrix._auxiliary import HIDDEN, with_auxiliary_adam
@@ -39,7 +39,7 @@ class NorMuonState(NamedTuple):
     """State of `scale_by_normuon`."""
 
     count: Array  # steps taken
-    momentum: optax.Updates  # sum of gradients
+    momentum: PerParameter  # sum of gradients
     v: PerLeaf  # of each output
 
 
