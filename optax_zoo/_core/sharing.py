@@ -197,14 +197,18 @@ def shared_under_jit(
     def constrained(x: Array, spec: P) -> Array:
         return lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
+    def halfway(x: Array, spec: P) -> Array:
+        """Shares that are still cut by other axes: there and back the compiler has one thing to do at a time."""
+        kept = [None if set(_names(entry)) & set(share.axes) else entry for entry in spec[1:]]
+        return x if P.UNCONSTRAINED in kept else constrained(x, P(share.axes, *kept))
+
     def there(hands: Hands, stack: Array, spec: P) -> Array:
-        return constrained(constrained(hands.dealt(stack), P(None, *spec[1:])), P(share.axes, None, None))
+        return constrained(
+            halfway(constrained(hands.dealt(stack), P(None, *spec[1:])), spec), P(share.axes, None, None)
+        )
 
     def back(hands: Hands, solved: Array, spec: P) -> Array:
-        kept = [None if set(_names(entry)) & set(share.axes) else entry for entry in spec[1:]]
-        if P.UNCONSTRAINED not in kept:
-            solved = constrained(solved, P(share.axes, *kept))
-        return hands.collected(constrained(solved, P(None, *spec[1:])))
+        return hands.collected(constrained(halfway(solved, spec), P(None, *spec[1:])))
 
     others = set(jax.sharding.get_abstract_mesh().manual_axes)
     over = jax.shard_map(
