@@ -88,6 +88,7 @@ def scale_by_normuon(
         dimension_numbers=dimension_numbers,
         shard_over=shard_over,
     )
+    scale = scale_of(scaling)
     axes = {"axes": orthogonalize.axes}
 
     @leafwise(
@@ -102,9 +103,9 @@ def scale_by_normuon(
         matrices = Matrices.of(o, axes, spec, assemble=False)
         v = Matrices.of(s.v, axes, uncut(spec, axes.reduction), assemble=False)
         blocks, squares = [], []
-        for (_, fan_in, _), block, square in zip(matrices.fans, matrices.blocks, v.blocks, strict=True):
+        for (_, fan_in, fan_out), block, square in zip(matrices.fans, matrices.blocks, v.blocks, strict=True):
             normal, square = _per_neuron(matrices, block, square, fan_in, h.b2)
-            blocks.append(normal)
+            blocks.append(scale(fan_in, fan_out) * normal)
             squares.append(square)
         return matrices.restore(blocks), s._replace(v=v.restore(squares))
 
@@ -113,7 +114,7 @@ def scale_by_normuon(
         direction, neurons = normalize.update(direction, _Neurons(state.count, state.v), param_specs=param_specs)
         return direction, state._replace(v=neurons.v)
 
-    return orthogonalizing(accumulate, orthogonalize, scale_of(scaling), after)
+    return orthogonalizing(accumulate, orthogonalize, after=after)
 
 
 def _per_neuron(matrices: Matrices, o: Array, v: Array, fan_in: int, b2: Scalar) -> tuple[Array, Array]:
