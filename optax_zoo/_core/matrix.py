@@ -31,6 +31,7 @@ _GRAM_SEGMENT = 3  # steps between restarts, so that float32 is as accurate as i
 _LOOP_FROM = 8  # equal matrices: from here on one compiled loop instead of a copy of the code for each
 _LOOP_LENGTH = 32  # at most; XLA compiles one kernel for each place that a result is taken from
 _LOOP_BATCH = 2**18  # entries that one turn of the loop works on, at least
+_GPU_BATCH = 2**24  # entries that fill a GPU
 
 
 @public
@@ -126,7 +127,7 @@ class Solver:
         elif isinstance(steps, int):
             rows = (*rows, *[rows[-1]] * (steps - len(rows)))[:steps]
         if method == "auto" or gram_restarts is None:
-            gram_restarts = range(2, len(rows), _GRAM_SEGMENT)
+            gram_restarts = range(_GRAM_SEGMENT, len(rows), _GRAM_SEGMENT)
         return cls(rows, steps, method, tuple(sorted(set(gram_restarts))), compute_dtype)
 
     def cost(self, m: int, n: int) -> float:
@@ -154,17 +155,31 @@ class Solver:
         return out
 
     def _solve_equals(self, equals: list[Array], eps: Scalar, norm_safety: Scalar) -> Sequence[Array]:
-        if len(equals) < _LOOP_FROM:
-            return [self._solve(x, eps, norm_safety) for x in equals]
         solve = functools.partial(self._solve, eps=eps, norm_safety=norm_safety)
-        batch = max(1, _LOOP_BATCH // equals[0].size)
-        together = lax.map(solve, jnp.stack(equals), batch_size=batch if batch > 1 else None)
-        return [together[row] for row in range(len(equals))]
+        if len(equals) == 1:
+            return [solve(equals[0])]
+
+        def in_turn(*equals: Array) -> list[Array]:
+            if len(equals) < _LOOP_FROM:
+                return list(map(solve, equals))
+            return _batched(solve, equals, max(1, _LOOP_BATCH // equals[0].size))
+
+        def together(*equals: Array) -> list[Array]:
+            return _batched(solve, equals, max(1, _GPU_BATCH // equals[0].size))
+
+        return lax.platform_dependent(*equals, cuda=together, rocm=together, default=in_turn)
 
     def _solve(self, x: Array, eps: Scalar, norm_safety: Scalar) -> Array:
         traced = None if isinstance(self.steps, int) else self.steps
         static = self if traced is None else dataclasses.replace(self, steps=0)
         return _orthogonalized(x, eps, norm_safety, traced, static)
+
+
+def _batched(solve: Callable[[Array], Array], equals: Sequence[Array], batch: int) -> list[Array]:
+    """Solves so many matrices at a time."""
+    stack = jnp.stack(equals)
+    solved = jax.vmap(solve)(stack) if len(equals) <= batch else lax.map(solve, stack, batch_size=batch)
+    return [solved[row] for row in range(len(equals))]
 
 
 def _checked_steps(ns_steps: Any) -> int | Array:
@@ -193,12 +208,14 @@ def _orthogonalized(x: Array, eps: Scalar, norm_safety: Scalar, steps: Array | N
         short, long = sorted(unit.shape)
         if solver.method == "gram":
             return gram(unit) if long > short else plain(unit)
-        if solver.method == "plain" or long < _GRAM_ASPECT * short or jnp.finfo(compute).bits < 32:
+        if solver.method == "plain" or long < _GRAM_ASPECT * short or compute == jnp.bfloat16:
             return plain(unit)
         if jnp.finfo(compute).bits == 64:
             return gram(unit)
-        # Accelerators multiply in less than float32 by default; the Gram form's full products cost more.
-        return lax.platform_dependent(unit, cpu=gram, default=plain)
+        # Its products must have 10 bits at least: GPUs' float32 has by default (TF32), TPUs' has not.
+        quick = functools.partial(gram, precision=None)
+        exact = plain if compute == jnp.float16 else gram
+        return lax.platform_dependent(unit, cpu=exact, cuda=quick, rocm=quick, default=plain)
 
     for _ in range(x.ndim - 2):
         one = jax.vmap(one)
@@ -242,15 +259,19 @@ def _plain_loop(x: Array, rows: Sequence[Row], steps: Array) -> Array:
     return lax.fori_loop(0, steps, lambda i, x: _plain_step(x, table[jnp.minimum(i, len(rows) - 1)]), x)
 
 
-def _gram(x: Array, rows: Sequence[Row], restarts: Sequence[int]) -> Array:
+def _gram(
+    x: Array,
+    rows: Sequence[Row],
+    restarts: Sequence[int],
+    precision: lax.Precision | None = lax.Precision.HIGHEST,
+) -> Array:
     """The plain iteration, with the products of its factors taken on the Gram matrix.
 
-    All factors are polynomials of R and commute. Full float32 products: the small eigenvalues of R must not
-    turn negative, or the factors amplify them.
+    All factors are polynomials of R and commute. The small eigenvalues of R must not turn negative, or the factors
+    amplify them: products in full float32, or in half of it and fewer of them between restarts.
     """
-    exact = lax.Precision.HIGHEST
-    outer, apply = _small_side(x, exact)
-    product = functools.partial(jnp.matmul, precision=exact)
+    outer, apply = _small_side(x, precision)
+    product = functools.partial(jnp.matmul, precision=precision)
     starts = sorted({0, *(i for i in restarts if i < len(rows))})
     for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
         r, q = outer(x), None
