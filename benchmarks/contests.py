@@ -2,10 +2,12 @@
 
 import dataclasses
 import fnmatch
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import optax
 from optax import contrib
 
@@ -19,12 +21,31 @@ SUPPLIED = frozenset({"params", "value", "grad", "key"})
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """One way to call a method, and the same rule in optax."""
+    """One way to call a method, and the same rule in optax.
+
+    Attributes:
+      peer, make_peer: the same rule in optax, from a learning rate.
+      variant: arguments.
+      platforms: where it is worth a measurement.
+      make_polar, make_peer_polar: of methods that orthogonalise, transformations whose first update is the orthogonal
+        factor of the gradient up to a number, from the variant.
+    """
 
     peer: str = ""
     make_peer: Callable[[float], optax.GradientTransformation] | None = None
     variant: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
+    make_polar: Callable[..., optax.GradientTransformation] | None = None
+    make_peer_polar: Callable[[], optax.GradientTransformation] | None = None
 
+
+MUON = Contest(
+    "optax.contrib.muon",
+    contrib.muon,
+    make_polar=functools.partial(zoo.scale_by_muon, nesterov=False, scaling=None),
+    make_peer_polar=functools.partial(contrib.scale_by_muon, nesterov=False),
+)
+HALF_PRECISION = ({"ns_dtype": "bfloat16"}, {"ns_dtype": "float16"})
 
 CONTESTS: Mapping[str, tuple[Contest, ...]] = {
     "adabelief": (
@@ -33,7 +54,7 @@ CONTESTS: Mapping[str, tuple[Contest, ...]] = {
     ),
     "ademamix": (Contest("optax.contrib.ademamix", contrib.ademamix),),
     "madgrad": (Contest("optax.contrib.madgrad", contrib.madgrad),),
-    "muon": (Contest("optax.contrib.muon", contrib.muon),),
+    "muon": (MUON, *(dataclasses.replace(MUON, variant=variant, platforms=("gpu",)) for variant in HALF_PRECISION)),
     "schedule_free": (Contest("optax.contrib.schedule_free", lambda lr: contrib.schedule_free(optax.adamw(lr), 1.0)),),
     "schedule_free_adamw": (Contest("optax.contrib.schedule_free_adamw", contrib.schedule_free_adamw),),
     "schedule_free_sgd": (Contest("optax.contrib.schedule_free_sgd", contrib.schedule_free_sgd),),
@@ -46,6 +67,7 @@ TARGETS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
         "time_over_peer": {"adabelief": 0.65, "schedule_free*": 0.65, "madgrad": 0.25, "muon": 0.45, "*": 1.0},
         "total_over_reference": {"muon": 0.25, "*": 0.9},
         "temporary_bytes": {"muon": 11.0, "*": 0.1},
+        "operations": {"*": 1.1 / 8},
         "peak_megabytes": {"uniform_soup": 1500.0},
     },
     "gpu": {
@@ -89,7 +111,8 @@ def select(patterns: Sequence[str], library: str = "*") -> list[tuple[zoo.Paper,
             if missing := set(entry.needs) - SUPPLIED:
                 print(f"{name}: not measured, needs {', '.join(sorted(missing))}", file=sys.stderr)
             else:
-                chosen += [(entry, contest) for contest in CONTESTS.get(name, (Contest(),))]
+                contests = CONTESTS.get(name, (Contest(),))
+                chosen += [(entry, contest) for contest in contests if jax.default_backend() in contest.platforms]
     return chosen
 
 

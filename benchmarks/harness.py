@@ -47,11 +47,12 @@ SIZES: Mapping[str, PyTree] = {
     "layers": {f"w{i}": (1024, 1024) for i in range(24)},
     "gpt2": transformer(768, 12, 50257, 1024),
     "blocks": transformer(768, 4),
+    "stack": transformer(768, 12),
     "thousand": _matrices(1000, 64),
     "tiny": transformer(8, 1, 16, 8),
 }
 """24 square matrices (25M parameters); GPT-2 small (148 leaves, 124M); four of its layers without embeddings, for
-matrix methods (28M); 1000 small matrices, for the compiler; a toy."""
+matrix methods (28M); all twelve, for what is compiled only (85M); 1000 small matrices, for the compiler; a toy."""
 
 
 def shapes(size: str) -> PyTree:
@@ -75,6 +76,33 @@ def arrays(size: str) -> tuple[PyTree, PyTree]:
         )
 
     return normal(0.02), normal(0.01)
+
+
+def newton_schulz(x: np.ndarray, steps: int = 5, eps: float = 1e-7) -> np.ndarray:
+    """Keller Jordan's iteration in float64."""
+    if x.shape[0] > x.shape[1]:
+        return newton_schulz(x.T, steps, eps).T
+    x = x.astype(np.float64)
+    x /= np.linalg.norm(x) + eps
+    for _ in range(steps):
+        r = x @ x.T
+        x = 3.4445 * x + (-4.7750 * r + 2.0315 * r @ r) @ x
+    return x
+
+
+def polar_error(tx: optax.GradientTransformation, size: str) -> float:
+    """Largest distance, over the shapes of matrices, between first updates and `newton_schulz`, both of norm 1."""
+
+    def unit(x: Any) -> np.ndarray:
+        wide = np.asarray(x, np.float64)
+        return wide / np.linalg.norm(wide)
+
+    one_a_shape = {grad.shape: grad for grad in jax.tree.leaves(arrays(size)[1]) if grad.ndim == 2}
+    errors = []
+    for grad in one_a_shape.values():
+        update, _ = jax.jit(tx.update)(grad, tx.init(grad), grad)
+        errors.append(np.linalg.norm(unit(update) - unit(newton_schulz(np.asarray(grad)))))
+    return float(max(errors))
 
 
 def nbytes(tree: PyTree) -> int:

@@ -2,7 +2,8 @@
 
 The limit of a method is the bytes of parameters and slots read and written once plus the gradients read once, over
 the bandwidth of an in-place stream of the same process and the same round. Figures are medians over rounds of the
-ratios within a round.
+ratios within a round. The polar error of a method that orthogonalises is the distance of its matrices, scaled to norm
+1, from those of the same iteration in float64.
 """
 
 import sys
@@ -22,6 +23,8 @@ FIGURES = {
     "peer": "peer",
     "peer_over_limit": "peer/limit",
     "time_over_peer": "time/peer",
+    "polar_error": "polar error",
+    "peer_polar_error": "peer's",
 }
 
 
@@ -60,6 +63,11 @@ def measure(entry: zoo.Paper, contest: contests.Contest, size: str, rounds: int,
             "time_over_peer": results.rounded(np.median(ratio)),
             "time_over_peer_quartiles": results.spread(ratio),
         }
+    polar = {
+        "polar_error": contest.make_polar and contest.make_polar(**contest.variant),
+        "peer_polar_error": contest.make_peer_polar and contest.make_peer_polar(),
+    }
+    row |= {key: results.rounded(harness.polar_error(tx, size)) if tx else None for key, tx in polar.items()}
     return row
 
 

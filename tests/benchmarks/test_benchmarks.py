@@ -11,9 +11,10 @@ import optax
 import pytest
 
 import optax_zoo as zoo
-from benchmarks import compile_time, contests, harness, memory, merge_memory, results, step_time
+from benchmarks import compile_time, contests, harness, hlo, memory, merge_memory, results, sharing, step_time
 
 SCRIPTS: dict[str, ModuleType] = {"step_time": step_time, "memory": memory, "compile_time": compile_time}
+EVERY_SCRIPT = {**SCRIPTS, "sharing": sharing}
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def default_promotion() -> Iterator[None]:
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[dict, str]]:
     def run(script: str, *arguments: str) -> tuple[dict, str]:
         path = tmp_path / "results" / f"{script}.json"
-        SCRIPTS[script].main([*arguments, "--out", str(path)])
+        EVERY_SCRIPT[script].main([*arguments, "--out", str(path)])
         return json.loads(path.read_text()), capsys.readouterr().out
 
     return run
@@ -57,6 +58,37 @@ def test_merges_are_measured_in_both_formats(tmp_path: Path, capsys: pytest.Capt
     assert all(row["peak_megabytes"] > row["checkpoint_megabytes"] > 0 for row in rows.values())
     shown = capsys.readouterr().out
     assert all(heading in shown for heading in merge_memory.FIGURES.values())
+
+
+def test_what_is_shared_out_is_measured_in_every_layout(run: Callable[..., tuple[dict, str]]) -> None:
+    content, text = run("sharing", "--quick", "--methods", "muon", "adamw")
+    rows = {row["method"]: row for row in content["rows"]}
+    assert rows.keys() == {"muon(shard_over='data') replicated", "muon(shard_over='data') rows"}
+    assert all(sharing.FIGURES.keys() <= row.keys() for row in rows.values())
+    assert all(heading in text for heading in sharing.FIGURES.values())
+    replicated = rows["muon(shard_over='data') replicated"]
+    assert replicated["alone_operations"] == 1 and replicated["operations"] < 1
+
+
+def test_traffic_is_read_from_the_program() -> None:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    function = jax.shard_map(
+        lambda x: jax.lax.psum(jax.lax.all_gather(x, "data"), "data"), mesh=mesh, in_specs=spread, out_specs=whole
+    )
+    program = jax.jit(function).lower(jnp.ones((8, 16), jnp.bfloat16)).compile()
+    kinds = hlo.traffic(program)
+    assert kinds.keys() == {"all-gather", "all-reduce"}
+    assert kinds["all-gather"].count == 1 and kinds["all-gather"].nbytes in (8 * 16 * 2, 8 * 16 * 4)
+
+
+def test_the_polar_error_is_that_of_the_arithmetic() -> None:
+    contest = contests.MUON
+    assert contest.make_polar and contest.make_peer_polar
+    single = harness.polar_error(contest.make_polar(), "tiny")
+    half = harness.polar_error(contest.make_polar(ns_dtype="bfloat16"), "tiny")
+    assert single < 1e-4 < half < 0.5
+    assert harness.polar_error(contest.make_peer_polar(), "tiny") < 1e-4
 
 
 def test_peers_and_variants_are_rows_of_their_own(run: Callable[..., tuple[dict, str]]) -> None:
