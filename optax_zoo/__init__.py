@@ -120,8 +120,17 @@ from optax_zoo.clipping.normalize_by_power import normalize_by_power as normaliz
 from optax_zoo.diagnostics.monitor import monitor as monitor
 from optax_zoo.diagnostics.monitor import monitor_values as monitor_values
 from optax_zoo.matrix._auxiliary import muon_mask_by_path as muon_mask_by_path
+from optax_zoo.matrix._points import RowsOn as RowsOn
+from optax_zoo.matrix.manifolds import Euclidean as Euclidean
+from optax_zoo.matrix.manifolds import Manifold as Manifold
+from optax_zoo.matrix.manifolds import PoincareBall as PoincareBall
+from optax_zoo.matrix.manifolds import Product as Product
+from optax_zoo.matrix.manifolds import Sphere as Sphere
 from optax_zoo.matrix.muon import muon as muon
 from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
+from optax_zoo.matrix.riemannian import riemannian_adagrad as riemannian_adagrad
+from optax_zoo.matrix.riemannian import riemannian_adam as riemannian_adam
+from optax_zoo.matrix.riemannian import riemannian_amsgrad as riemannian_amsgrad
 from optax_zoo.merging.fisher_merge import diagonal_fisher as diagonal_fisher
 from optax_zoo.merging.fisher_merge import fisher_merge as fisher_merge
 from optax_zoo.merging.interpolation import interpolate as interpolate
