@@ -117,7 +117,7 @@ def with_whole_points(
         if not stands_for_params(params):
             leaves = Leaves(name, "params", params)
             for path, leaf, manifold in zip(leaves.paths, leaves.values, _manifolds(leaves, manifolds), strict=True):
-                if manifold is not None and not isinstance(leaf, Tracer):
+                if manifold is not None:
                     _check_projectable(f"{name}: params at {path}", leaf, manifold)
         return state
 
@@ -137,9 +137,11 @@ def with_whole_points(
 
 
 def _check_projectable(what: str, leaf: Any, manifold: Manifold) -> None:
-    if not getattr(leaf, "is_fully_addressable", True):
+    """Raises a ValueError if a point has no projection, where that is known now and on this host."""
+    ambiguous = manifold.ambiguous(leaf)
+    if isinstance(ambiguous, Tracer) or not ambiguous.is_fully_addressable:
         return
-    rows = np.argwhere(np.asarray(manifold.ambiguous(jnp.asarray(leaf))))
+    rows = np.argwhere(np.asarray(ambiguous))
     if len(rows):
         row = f" in row {', '.join(map(str, rows[0]))}" if rows.size else ""
         raise ValueError(f"{what} are zero{row}, which has no nearest point on {manifold}")

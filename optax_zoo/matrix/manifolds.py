@@ -76,7 +76,7 @@ class Manifold:
         return self.transport(x, y, v)
 
     def squares(self, x: Array, u: Array) -> Array:
-        """|u|^2 in the metric at x, a number for each part of a point that has its own step size; shape (..., width)."""
+        """|u|^2 in the metric at x, a number for each part that has its own step size; shape (..., width)."""
         return self.inner(x, u, u)[..., None]
 
     def width(self, n: int) -> int:

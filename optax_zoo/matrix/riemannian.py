@@ -109,18 +109,7 @@ def riemannian_amsgrad(
     Raises:
       ValueError, TypeError: as `riemannian_adam`.
     """
-    return _adam(
-        learning_rate,
-        b1,
-        b2,
-        eps,
-        manifolds,
-        True,
-        0.0,
-        None,
-        lambda b, t: 1.0,
-        lambda manifold: manifold.parallel_transport,
-    )
+    return _adam(learning_rate, b1, b2, eps, manifolds, amsgrad=True, of_the_paper=True)
 
 
 def _adam(
