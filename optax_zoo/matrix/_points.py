@@ -85,7 +85,7 @@ def _fitting(where: str, entry: Any, shape: tuple[int, ...]) -> Manifold:
     if not shape and not isinstance(entry, Euclidean):
         raise ValueError(f"{where} is a scalar, and points of {entry} have an axis")
     if shape and (misfit := entry.misfit(shape[-1])):
-        raise ValueError(f"{where} of shape {shape} has points of {shape[-1]} entries, {misfit}")
+        raise ValueError(f"{where} has a last axis of size {shape[-1]}, {misfit}")
     return entry
 
 
@@ -118,7 +118,7 @@ def with_whole_points(
             leaves = Leaves(name, "params", params)
             for path, leaf, manifold in zip(leaves.paths, leaves.values, _manifolds(leaves, manifolds), strict=True):
                 if manifold is not None:
-                    _check_projectable(f"{name}: params at {path}", leaf, manifold)
+                    _check_projectable(name, path, leaf, manifold)
         return state
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
@@ -136,23 +136,26 @@ def with_whole_points(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_projectable(what: str, leaf: Any, manifold: Manifold) -> None:
+def _check_projectable(name: str, path: str, leaf: Any, manifold: Manifold) -> None:
     """Raises a ValueError if a point has no projection, where that is known now and on this host."""
     ambiguous = manifold.ambiguous(leaf)
     if isinstance(ambiguous, Tracer) or not ambiguous.is_fully_addressable:
         return
     rows = np.argwhere(np.asarray(ambiguous))
     if len(rows):
-        row = f" in row {', '.join(map(str, rows[0]))}" if rows.size else ""
-        raise ValueError(f"{what} are zero{row}, which has no nearest point on {manifold}")
+        row = f"row {', '.join(map(str, rows[0]))} of " if rows.size else ""
+        raise ValueError(
+            f"{name}: {row}params at {path} has no single nearest point on {manifold}, as zero has none on a sphere"
+        )
 
 
 def _check_whole(where: str, p: Array, v: Array, spec: PartitionSpec | None) -> None:
-    """Raises a ValueError if the last axis of p is cut: its spec says so, or v is not cut along the same mesh axes."""
+    """Raises a ValueError unless p and v are cut alike, and not along their last axis as far as that is known."""
+    named = () if spec is None else cuts(p, spec, where, "")[-1]
     apart = set(mesh.varying_axes(p)) ^ set(mesh.varying_axes(v))
-    cut = apart if spec is None else cuts(p, spec, where, "")[-1]
-    if cut:
+    if named or apart or p.shape[:-1] != v.shape[:-1]:
+        cut = ", ".join(map(repr, sorted({*named, *mesh.varying_axes(p)} or apart)))
         raise ValueError(
-            f"{where} is cut along mesh axis {min(cut)!r}, and the last axis of points must be whole on every device;"
-            " cut the leading axes, of the parameters and of the state alike"
+            f"{where} is cut along mesh axis {cut}, and its points must be whole on every device; cut its leading axes"
+            " only, and what the state keeps of its points alike"
         )

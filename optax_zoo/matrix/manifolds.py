@@ -128,10 +128,10 @@ class PoincareBall(Manifold):
     exact: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.c, numbers.Real) or isinstance(self.c, bool):
+            raise TypeError(f"PoincareBall: c must be a Python number, got {self.c!r}")
         with speaking_as("PoincareBall"):
             check_range("c", self.c, "(0, inf)")
-        if not isinstance(self.c, numbers.Real):
-            raise TypeError(f"PoincareBall: c must be a Python number, got {self.c!r}")
         object.__setattr__(self, "c", float(self.c))
         _check_flag("PoincareBall", self.exact)
 
@@ -267,7 +267,7 @@ class Product(Manifold):
     Each curved factor has its own step size, and so has every entry of a flat one.
 
     Attributes:
-      factors: pairs of a manifold and the number of its entries.
+      factors: pairs of a manifold and its size, the number of its entries.
 
     Raises:
       ValueError, TypeError: no factor, or one that is no pair of a manifold and a positive integer that suits it.
@@ -276,9 +276,9 @@ class Product(Manifold):
     factors: Sequence[tuple[Manifold, int]]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.factors, Sequence) or not self.factors:
+            raise TypeError(f"Product: factors must be a list of pairs (manifold, size), got {self.factors!r}")
         object.__setattr__(self, "factors", tuple(map(_factor, self.factors)))
-        if not self.factors:
-            raise ValueError("Product: needs a factor")
 
     def parts(self, *arrays: Array) -> Iterator[tuple[Any, ...]]:
         """Of each factor, the manifold and its part of each array."""
@@ -330,13 +330,13 @@ def _factor(pair: Any) -> tuple[Manifold, int]:
         manifold, size = pair
         size = operator.index(size)
     except (TypeError, ValueError):
-        raise TypeError(f"Product: a factor must be a pair (manifold, number of entries), got {pair!r}") from None
+        raise TypeError(f"Product: a factor must be a pair (manifold, size), got {pair!r}") from None
     if not isinstance(manifold, Manifold):
         raise TypeError(f"Product: {manifold!r} is no manifold such as Sphere()")
     if size < 1:
-        raise ValueError(f"Product: the number of entries of {manifold} must be at least 1, got {size}")
+        raise ValueError(f"Product: the size of {manifold} must be at least 1, got {size}")
     if misfit := manifold.misfit(size):
-        raise ValueError(f"Product: {manifold} has {size} entries, {misfit}")
+        raise ValueError(f"Product: {manifold} has size {size}, {misfit}")
     return manifold, size
 
 
