@@ -1,6 +1,7 @@
 """Riemannian Adam, AMSGrad and AdaGrad: the sheet's equations, points stay on manifolds, flat limits, trees."""
 
 import types
+from functools import partial
 from typing import Any
 
 import jax
@@ -383,43 +384,44 @@ def test_points_must_be_whole_inside_shard_map(told: bool) -> None:
             assert_right_on_four_devices(spec, kept, told)
 
 
-def tree_distances(depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of nodes of a binary tree, numbered row by row, and the number of edges between them."""
+def tree_distances(nodes: int) -> np.ndarray:
+    """Edges between the nodes of a binary tree, numbered row by row."""
 
-    def between(i: int, j: int) -> int:
-        return 0 if i == j else 1 + between(*sorted(((max(i, j) - 1) // 2, min(i, j))))
+    def between(i: int, j: int) -> float:
+        return 0.0 if i == j else 1.0 + between(*sorted(((max(i, j) - 1) // 2, min(i, j))))
 
-    pairs = np.array([(i, j) for i in range(2 ** (depth + 1) - 1) for j in range(i)])
-    return pairs, np.array([float(between(i, j)) for i, j in pairs])
+    return np.array([[between(i, j) for i in range(nodes)] for j in range(nodes)])
 
 
 def test_a_tree_fits_into_a_ball_with_less_distortion_than_into_a_plane() -> None:
-    """31 nodes in two dimensions, each space with its own best rate: the average relative error of distances."""
-    pairs, edges = tree_distances(depth=4)
-    steps = 600
+    """A binary tree of depth 4 in two dimensions, each space with its own best rate, from three starts.
+
+    The distortion is the average error of distances relative to those in the tree.
+    """
+    edges, steps = tree_distances(31), 600
 
     def errors(manifold: zoo.Manifold, points: Array) -> Array:
-        return manifold.dist(points[pairs[:, 0]], points[pairs[:, 1]]) / edges - 1
+        distances = manifold.dist(points[:, None], points[None])
+        return jnp.where(edges > 0, distances / np.maximum(edges, 1.0) - 1.0, 0.0)
 
     def distortion(manifold: zoo.Manifold, rate: Array, seed: Array) -> Array:
-        tx = zoo.riemannian_adam(lambda count: rate * (1 - count.astype(float) / steps), manifolds=manifold)
-        start = 0.1 * jax.random.normal(jax.random.key(seed), (31, 2), jnp.float64)
+        tx = zoo.riemannian_adam(rate, b2=0.9, manifolds=manifold)
+        start = 1e-3 * jax.random.normal(jax.random.key(seed), (len(edges), 2), float)
 
         def step(carry: Any, _: None) -> Any:
             points, state = carry
-            gradient = jax.grad(lambda at: jnp.mean(jnp.square(errors(manifold, at))))(points)
+            gradient = jax.grad(lambda at: jnp.sum(jnp.square(errors(manifold, at))))(points)
             updates, state = tx.update(gradient, state, points)
             return (optax.apply_updates(points, updates), state), None
 
         (points, _), _ = jax.lax.scan(step, (start, tx.init(start)), None, length=steps)
-        return jnp.mean(jnp.abs(errors(manifold, points)))
+        return jnp.sum(jnp.abs(errors(manifold, points))) / int((edges > 0).sum())
 
     with jax.enable_x64(True):
-        rates, seeds = jnp.array([0.1, 0.3, 1.0]), jnp.arange(2)
+        rates, seeds = jnp.array([0.1, 0.5, 2.0]), jnp.arange(3)
         ball, plane = (
-            jax.jit(jax.vmap(jax.vmap(lambda *at, m=m: distortion(m, *at), (0, None)), (None, 0)))(rates, seeds)
-            for m in (zoo.PoincareBall(), zoo.Euclidean())
+            np.asarray(jax.jit(jax.vmap(jax.vmap(distort, (0, None)), (None, 0)))(rates, seeds)).min(axis=1)
+            for distort in (partial(distortion, manifold) for manifold in (zoo.PoincareBall(), zoo.Euclidean()))
         )
-    best = [np.mean(np.min(of, axis=1)) for of in (ball, plane)]
-    assert best[0] < 0.7 * best[1]
-    assert best[0] < 0.11
+    assert ball.max() < 0.8 * plane.min()
+    assert ball.mean() < 0.6 * plane.mean()
