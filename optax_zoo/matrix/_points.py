@@ -139,7 +139,7 @@ def with_whole_points(
 def _check_projectable(name: str, path: str, leaf: Any, manifold: Manifold) -> None:
     """Raises a ValueError if a point has no projection, where that is known now and on this host."""
     ambiguous = manifold.ambiguous(leaf)
-    if isinstance(ambiguous, Tracer) or not ambiguous.is_fully_addressable:
+    if isinstance(ambiguous, Tracer) or not getattr(ambiguous, "is_fully_addressable", True):
         return
     rows = np.argwhere(np.asarray(ambiguous))
     if len(rows):

@@ -92,7 +92,7 @@ class Manifold:
         return jnp.zeros(x.shape[:-1], bool)
 
     def misfit(self, n: int) -> str:
-        """What is wrong with points of n entries, or an empty string."""
+        """Why points cannot have n entries, such as "and the sphere needs 2 or more"; an empty string if they can."""
         return ""
 
 

