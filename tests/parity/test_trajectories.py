@@ -35,7 +35,13 @@ def optimizer(name: str, meta: dict[str, Any]) -> optax.GradientTransformation:
         call["inner"] = make(**inner.get("kwargs", inner))
     if "mask" in extra:
         call["mask"] = extra["mask"]
+    if "manifolds" in extra:
+        call["manifolds"] = {leaf: manifold(**recipe) for leaf, recipe in extra["manifolds"].items()}
     return zoo.create(name, **call)
+
+
+def manifold(name: str, **arguments: Any) -> zoo.Manifold:
+    return getattr(zoo, name.title().replace("_", ""))(**arguments)
 
 
 def extra_arguments(arrays: dict[str, np.ndarray], extra: dict[str, Any]) -> dict[str, Any]:
