@@ -138,6 +138,8 @@ from optax_zoo.matrix.normuon import scale_by_normuon as scale_by_normuon
 from optax_zoo.matrix.riemannian import riemannian_adagrad as riemannian_adagrad
 from optax_zoo.matrix.riemannian import riemannian_adam as riemannian_adam
 from optax_zoo.matrix.riemannian import riemannian_amsgrad as riemannian_amsgrad
+from optax_zoo.matrix.soap import scale_by_soap as scale_by_soap
+from optax_zoo.matrix.soap import soap as soap
 from optax_zoo.merging.fisher_merge import diagonal_fisher as diagonal_fisher
 from optax_zoo.merging.fisher_merge import fisher_merge as fisher_merge
 from optax_zoo.merging.interpolation import interpolate as interpolate

@@ -100,10 +100,11 @@ class Statistic:
     """What the state keeps of each leaf in a shape of its own; `optax.tree_map_params` passes it by.
 
     Attributes:
-      first: the first content from the parameter leaf and, by keyword, its `static` values; None: nothing.
+      first: the first content from the parameter leaf and, by keyword, its `static` values: an array, or several by
+        name; None: nothing.
     """
 
-    first: Callable[..., Array | None]
+    first: Callable[..., Any]
 
 
 def _copied(leaf: Array, dtype: jnp.dtype) -> Array:
