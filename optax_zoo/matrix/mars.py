@@ -1,6 +1,6 @@
 """MARS: Unleashing the Power of Variance Reduction for Training Large Models.
 
-Huizhuo Yuan, Yifeng Liu, Shuang Wu, Xun Zhou, Quanquan Gu, 2024, arXiv:2411.10438, Algorithms 1 to 4.
+Huizhuo Yuan, Yifeng Liu, Shuang Wu, Xun Zhou, Quanquan Gu, 2024 (ICML 2025), arXiv:2411.10438.
 A preconditioned method is fed g + gamma b1 / (1 - b1) (g - g'), clipped, in the place of the gradient g: where g' is
 the gradient of the same batch at the previous parameters, the noise that two steps share cancels in the average.
 
@@ -23,22 +23,11 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
+from optax_zoo._core import hyper as hp
 from optax_zoo._core import mesh
 from optax_zoo._core.blocks import Block
 from optax_zoo._core.finish import Mask, finish
-from optax_zoo._core.hyper import (
-    Scalar,
-    ScalarOrSchedule,
-    abs_sq,
-    as_scalar,
-    checked,
-    choice,
-    debias,
-    ema,
-    number,
-    resolve,
-    split_decay,
-)
+from optax_zoo._core.hyper import Scalar, ScalarOrSchedule, abs_sq, debias, ema, split_decay
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.matrix import Solver, orthogonalize_tree
 from optax_zoo._core.naming import method, speaker
@@ -120,7 +109,7 @@ def _corrected(
     dimension_numbers: DimensionNumbers,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction; with `exact` it keeps no gradient and needs `previous_grads`."""
-    choice("variant", variant, Variant)
+    hp.choice("variant", variant, Variant)
     adaptive, name = variant == "adamw", speaker()
 
     def step(h: Any, s: MarsState) -> dict[str, Any]:
@@ -196,7 +185,7 @@ def _orthogonalized(
         direction = orthogonalize_tree(
             solver,
             averaged,
-            resolve({"eps": eps}, state.count)["eps"],
+            hp.resolve({"eps": eps}, state.count)["eps"],
             1.0,
             name=name,
             dimension_numbers=dimension_numbers,
@@ -268,12 +257,14 @@ def mars(
     base_learning_rate: Scalar | None = None,
     dimension_numbers: DimensionNumbers = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """MARS on matrices, AdamW on everything else (arXiv:2411.10438, Algorithms 1 to 4).
+    """MARS on matrices, AdamW on everything else (arXiv:2411.10438: MARS-AdamW, MARS-Lion, MARS-Shampoo).
 
-    The approximate form, the default, takes the gradient of the last step for g', which belongs to another batch. The
-    exact form takes the gradient of the present batch at the previous parameters: pass it, `update(grads, state,
-    params, previous_grads=...)`, a tree like the gradient, or let `exact=True` compute it from `grad_fn`, as
-    `optax_zoo.train_step` does. What changes the gradient before MARS in a chain must then change g' too.
+    The average m is that of c = g + gamma b1 / (1 - b1) (g - g'), clipped. The approximate form, the default, takes the
+    last step's gradient for g', which belongs to another batch: where nothing is clipped, m is then the plain average
+    plus gamma b1 (g - its last value), as in Nesterov's momentum. The exact form takes the gradient of the present
+    batch at the previous parameters: pass it, `update(grads, state, params, previous_grads=...)`, a tree like the
+    gradient, or let `exact=True` get it from the `grad_fn` that `optax_zoo.train_step` hands over. What changes the
+    gradient before MARS in a chain does not change what `grad_fn` returns.
 
     Inside `jax.shard_map` pass the parameters' PartitionSpecs, `update(grads, state, params, param_specs=specs)`;
     without them "adamw" and "lion" rely on the types of `check_vma=True`. Under `jax.jit` nothing is needed.
@@ -299,7 +290,8 @@ def mars(
         g, as in the paper.
       mu_dtype: dtype of the averages m; None: the parameters'.
       exact: keep the previous parameters in the place of the last gradient, and evaluate `grad_fn` there at every
-        step. Put it around the whole tree, not inside `optax.masked` or `optax.partition`.
+        step. Not for the inside of `optax.masked`, `optax.partition` (`grad_fn` wants all parameters) and
+        `optax.MultiSteps` (it sees the last micro-batch only).
       base_learning_rate: the rate that belongs to a constant `learning_rate_1d`; None: the learning rate, of a
         schedule that at count 0. With a warm-up, or a schedule inside `optax.inject_hyperparams`, pass the peak rate.
       dimension_numbers: how a leaf is read as matrices, see `muon`. Leaves with two axes are MARS leaves, and those to
@@ -315,9 +307,9 @@ def mars(
         `base_learning_rate`; in `update`, dimension numbers that do not fit, or with `exact` no `grad_fn`.
     """
     of_1d = {"learning_rate_1d": learning_rate_1d, "b1_1d": b1_1d, "b2_1d": b2_1d, "weight_decay_1d": weight_decay_1d}
-    checked(of_1d, _RANGES)
+    hp.checked(of_1d, _RANGES)
     if base_learning_rate is not None:
-        number("base_learning_rate", base_learning_rate, "(0, inf)")
+        hp.number("base_learning_rate", base_learning_rate, "(0, inf)")
     name = speaker()
 
     def corrected(variant: Variant) -> optax.GradientTransformationExtraArgs:
@@ -374,12 +366,12 @@ def _rate_1d(
 ) -> ScalarOrSchedule:
     """AdamW's learning rate: a constant one follows the other's schedule."""
     if base_learning_rate is None and callable(learning_rate) and not callable(learning_rate_1d):
-        base_learning_rate = number("base_learning_rate", learning_rate(0), "(0, inf)")
+        base_learning_rate = hp.number("base_learning_rate", learning_rate(0), "(0, inf)")
     if callable(learning_rate_1d) or base_learning_rate is None:
         return learning_rate_1d
-    factor = as_scalar(learning_rate_1d) / as_scalar(base_learning_rate)
+    factor = hp.as_scalar(learning_rate_1d) / hp.as_scalar(base_learning_rate)
     if callable(learning_rate):
-        return lambda count: as_scalar(learning_rate(count)) * factor
+        return lambda count: hp.as_scalar(learning_rate(count)) * factor
     return learning_rate * factor
 
 
@@ -390,10 +382,9 @@ PAPER = register(
         authors=("Yuan, Huizhuo", "Liu, Yifeng", "Wu, Shuang", "Zhou, Xun", "Gu, Quanquan"),
         year=2024,
         arxiv="2411.10438",
-        algorithm="Algorithms 1 to 4",
         make=mars,
         transform=scale_by_mars,
-        states=(MarsState, ExactMarsState),
+        states=(MarsState,),
         needs=("params",),
         floats_per_parameter=3,
         elementwise=False,
