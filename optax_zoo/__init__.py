@@ -131,6 +131,8 @@ from optax_zoo.matrix.manifolds import Manifold as Manifold
 from optax_zoo.matrix.manifolds import PoincareBall as PoincareBall
 from optax_zoo.matrix.manifolds import Product as Product
 from optax_zoo.matrix.manifolds import Sphere as Sphere
+from optax_zoo.matrix.mars import mars as mars
+from optax_zoo.matrix.mars import scale_by_mars as scale_by_mars
 from optax_zoo.matrix.muon import muon as muon
 from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
 from optax_zoo.matrix.normuon import normuon as normuon

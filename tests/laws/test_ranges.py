@@ -36,7 +36,7 @@ def just_outside(interval: re.Match[str], integer: bool) -> Iterator[float]:
     for bound, is_in, away in ((low, opening == "[", -math.inf), (high, closing == "]", math.inf)):
         if integer and math.isfinite(bound):
             yield int(bound) + (int(math.copysign(1, away)) if is_in else 0)
-        elif not integer:
+        elif not integer and not (is_in and math.isinf(bound)):
             yield float(np.nextafter(bound, away)) if is_in else bound
 
 

@@ -53,6 +53,8 @@ def extra_arguments(arrays: dict[str, np.ndarray], extra: dict[str, Any]) -> dic
         given["value"] = np.asarray(extra["values"])
     if "prediction" in extra:
         given["prediction"] = prefixed(arrays, "m/")
+    if "previous_grads" in extra:
+        given["previous_grads"] = prefixed(arrays, extra["previous_grads"])
     return given
 
 
