@@ -84,6 +84,17 @@ def with_auxiliary_adam(
     check_range("adam_learning_rate", adam_learning_rate, "[0, inf)")
     check_range("adam_weight_decay", adam_weight_decay, "[0, inf)")
     adam = finish(_scale_by_adam(adam_b1, adam_b2, adam_eps), adam_learning_rate, adam_weight_decay, mask)
+    return by_kind(matrices, adam, dimension_numbers=dimension_numbers, muon_mask=muon_mask)
+
+
+def by_kind(
+    matrices: optax.GradientTransformation,
+    adam: optax.GradientTransformation,
+    *,
+    dimension_numbers: DimensionNumbers,
+    muon_mask: Choice = None,
+) -> optax.GradientTransformationExtraArgs:
+    """`matrices` on leaves that are matrices, `adam` on the others; arguments as in `with_auxiliary_adam`."""
     name = speaker()
 
     def masked(params: PyTree) -> list[bool] | None:
@@ -106,8 +117,7 @@ def with_auxiliary_adam(
             for (_, leaf), view in zip(flat, views, strict=True)
         ]
         for (path, leaf), yes in zip(flat, chosen, strict=True):
-            if not yes:
-                note(name, path_name(path), jnp.shape(leaf), "left to adam")
+            note(name, path_name(path), jnp.shape(leaf), "a matrix" if yes else "left to adam")
         return jax.tree.unflatten(treedef, ["matrix" if yes else "adam" for yes in chosen])
 
     parts = optax.partition({"matrix": matrices, "adam": adam}, labels)

@@ -63,7 +63,7 @@ def orthogonalizing(
         updates: PyTree, state: Any, params: PyTree | None = None, *, param_specs: PyTree = None, **extra: Any
     ) -> tuple[PyTree, Any]:
         new: Any
-        mixed, new = accumulate.update(jax.tree.map(_lifted, updates), state, params, param_specs=param_specs)
+        mixed, new = accumulate.update(jax.tree.map(_lifted, updates), state, params, param_specs=param_specs, **extra)
         direction = orthogonalize(mixed, state.count, param_specs, scale)
         if after is not None:
             direction, after_state = after(direction, new._replace(count=state.count), param_specs)

@@ -29,12 +29,15 @@ from optax_zoo._core.blocks import Block
 from optax_zoo._core.finish import Mask, finish
 from optax_zoo._core.hyper import Scalar, ScalarOrSchedule, abs_sq, debias, ema, split_decay
 from optax_zoo._core.leafwise import leafwise
-from optax_zoo._core.matrix import Solver, orthogonalize_tree
 from optax_zoo._core.naming import method, speaker
+from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.slots import PerParameter, Slot, at_least_float32, squares, zeros
-from optax_zoo._core.trees import Leaves, PyTree
-from optax_zoo._core.views import DimensionNumbers, choose, is_view, layouts
+from optax_zoo._core.sharing import ShardOver
+from optax_zoo._core.slots import PerParameter, Slot, squares, zeros
+from optax_zoo._core.trees import PyTree
+from optax_zoo._core.views import DimensionNumbers
+from optax_zoo.matrix._auxiliary import by_kind
+from optax_zoo.matrix._momentum import orthogonalizing, scale_of
 
 Variant: TypeAlias = Literal["adamw", "lion", "shampoo"]
 
@@ -80,6 +83,7 @@ def scale_by_mars(
     exact: bool = False,
     mu_dtype: DTypeLike | None = None,
     dimension_numbers: DimensionNumbers = None,
+    shard_over: ShardOver = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The MARS direction, for every leaf alike; arguments as in `mars`.
 
@@ -89,9 +93,8 @@ def scale_by_mars(
     Raises (in `init` and `update`):
       ValueError: with "shampoo", a leaf that is no matrix; the sentence names its path.
     """
-    tx = _corrected(
-        b1, b2, eps, gamma, variant, amsgrad, clip_norm, first_correction, exact, mu_dtype, dimension_numbers
-    )
+    more = exact, mu_dtype, dimension_numbers, shard_over
+    tx = _corrected(b1, b2, eps, gamma, variant, amsgrad, clip_norm, first_correction, *more)
     return _with_previous_grads(tx, first_correction) if exact else tx
 
 
@@ -107,6 +110,7 @@ def _corrected(
     exact: bool,
     mu_dtype: DTypeLike | None,
     dimension_numbers: DimensionNumbers,
+    shard_over: ShardOver,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction; with `exact` it keeps no gradient and needs `previous_grads`."""
     hp.choice("variant", variant, Variant)
@@ -139,7 +143,10 @@ def _corrected(
         m = ema(s.m, c, h.b1)
         return (jnp.sign(m) if variant == "lion" else m / h.take1), s._replace(m=m)
 
-    return _orthogonalized(rule, eps, dimension_numbers) if variant == "shampoo" else rule
+    if variant != "shampoo":
+        return rule
+    orthogonalize = Orthogonalizer.of(eps=eps, dimension_numbers=dimension_numbers, shard_over=shard_over)
+    return orthogonalizing(rule, orthogonalize, scale_of("width"))
 
 
 def _biases(h: Any) -> dict[str, Array]:
@@ -166,39 +173,6 @@ def _clipped(c: Array, clip_norm: Scalar, spec: PartitionSpec | None, name: str)
         total = block.sum(squared, range(c.ndim))
     norm = jnp.sqrt(total)
     return c * jnp.where(norm > clip_norm, clip_norm / norm, jnp.ones_like(norm))
-
-
-def _orthogonalized(
-    momentum: optax.GradientTransformationExtraArgs, eps: ScalarOrSchedule, dimension_numbers: DimensionNumbers
-) -> optax.GradientTransformationExtraArgs:
-    """The nearest orthogonal matrices to what `momentum` returns, scaled by their shapes as in Muon."""
-    name = speaker()
-    solver = Solver.of("keller", 5, "auto")
-
-    def init(params: PyTree) -> Any:
-        layouts(name, dimension_numbers, params)
-        return momentum.init(params)
-
-    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
-        lifted = jax.tree.map(_lifted, updates)
-        averaged, new_state = momentum.update(lifted, state, params, **extra)
-        direction = orthogonalize_tree(
-            solver,
-            averaged,
-            hp.resolve({"eps": eps}, state.count)["eps"],
-            1.0,
-            name=name,
-            dimension_numbers=dimension_numbers,
-            param_specs=extra.get("param_specs"),
-            scale=lambda fan_in, fan_out: math.sqrt(max(1.0, fan_out / max(fan_in, 1))),
-        )
-        return jax.tree.map(lambda u, g: u.astype(g.dtype), direction, updates), new_state
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _lifted(g: Any) -> Any:
-    return g.astype(at_least_float32(g.dtype)) if jnp.issubdtype(g.dtype, jnp.inexact) else g
 
 
 def _with_previous_grads(
@@ -256,6 +230,7 @@ def mars(
     exact: bool = False,
     base_learning_rate: Scalar | None = None,
     dimension_numbers: DimensionNumbers = None,
+    shard_over: ShardOver = None,
 ) -> optax.GradientTransformationExtraArgs:
     """MARS on matrices, AdamW on everything else (arXiv:2411.10438: MARS-AdamW, MARS-Lion, MARS-Shampoo).
 
@@ -295,7 +270,8 @@ def mars(
       base_learning_rate: the rate that belongs to a constant `learning_rate_1d`; None: the learning rate, of a
         schedule that at count 0. With a warm-up, or a schedule inside `optax.inject_hyperparams`, pass the peak rate.
       dimension_numbers: how a leaf is read as matrices, see `muon`. Leaves with two axes are MARS leaves, and those to
-        which a tree or a function gives a view.
+        which a tree, a function or rules give a view.
+      shard_over: of "shampoo": mesh axes over whose devices the matrices are shared out, see `muon`.
 
     Returns:
       The optimizer, which needs params; the state has, per entry of a MARS leaf, three numbers with "adamw" and two
@@ -310,12 +286,10 @@ def mars(
     hp.checked(of_1d, _RANGES)
     if base_learning_rate is not None:
         hp.number("base_learning_rate", base_learning_rate, "(0, inf)")
-    name = speaker()
 
     def corrected(variant: Variant) -> optax.GradientTransformationExtraArgs:
-        direction = _corrected(
-            b1, b2, eps, gamma, variant, amsgrad, clip_norm, first_correction, exact, mu_dtype, dimension_numbers
-        )
+        more = exact, mu_dtype, dimension_numbers, shard_over
+        direction = _corrected(b1, b2, eps, gamma, variant, amsgrad, clip_norm, first_correction, *more)
         return finish(direction, learning_rate, weight_decay, mask)
 
     matrices = corrected(variant)
@@ -325,21 +299,7 @@ def mars(
         rate = _rate_1d(learning_rate_1d, learning_rate, base_learning_rate)
         others = finish(_scale_by_adam(b1_1d, b2_1d, eps, amsgrad, mu_dtype), rate, weight_decay_1d, mask)
 
-    def labels(params: PyTree) -> PyTree:
-        leaves, treedef = jax.tree.flatten(params)
-        named = None if is_view(dimension_numbers) else dimension_numbers
-        views = choose(name, "dimension_numbers", named, params, is_view)
-        kinds = [view is not None or jnp.ndim(leaf) == 2 for view, leaf in zip(views, leaves, strict=True)]
-        return jax.tree.unflatten(treedef, ["matrix" if yes else "other" for yes in kinds])
-
-    parts = optax.partition({"matrix": matrices, "other": others}, labels)
-
-    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
-        if params is not None:
-            Leaves(name, "the gradient", updates).match("params", params)
-        return parts.update(updates, state, params, **extra)
-
-    tx = optax.GradientTransformationExtraArgs(parts.init, update)
+    tx = by_kind(matrices, others, dimension_numbers=dimension_numbers)
     return _with_previous_grads(tx, first_correction) if exact else tx
 
 
