@@ -122,6 +122,8 @@ from optax_zoo.diagnostics.monitor import monitor_values as monitor_values
 from optax_zoo.matrix._auxiliary import muon_mask_by_path as muon_mask_by_path
 from optax_zoo.matrix.muon import muon as muon
 from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
+from optax_zoo.matrix.weight_conditioning import condition_params as condition_params
+from optax_zoo.matrix.weight_conditioning import weight_conditioning as weight_conditioning
 from optax_zoo.merging.fisher_merge import diagonal_fisher as diagonal_fisher
 from optax_zoo.merging.fisher_merge import fisher_merge as fisher_merge
 from optax_zoo.merging.interpolation import interpolate as interpolate
