@@ -120,6 +120,8 @@ from optax_zoo.clipping.normalize_by_power import normalize_by_power as normaliz
 from optax_zoo.diagnostics.monitor import monitor as monitor
 from optax_zoo.diagnostics.monitor import monitor_values as monitor_values
 from optax_zoo.matrix._auxiliary import muon_mask_by_path as muon_mask_by_path
+from optax_zoo.matrix.adafactor import adafactor as adafactor
+from optax_zoo.matrix.adafactor import scale_by_adafactor as scale_by_adafactor
 from optax_zoo.matrix.muon import muon as muon
 from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
 from optax_zoo.matrix.weight_conditioning import condition_params as condition_params
