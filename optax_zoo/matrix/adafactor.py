@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.sharding import PartitionSpec
@@ -38,6 +39,9 @@ from optax_zoo.matrix._factoring import (
     root_mean_square,
     second_moments,
 )
+
+FLOAT32 = np.dtype("float32")
+"""A default that `optax.inject_hyperparams` leaves alone; it would call `jnp.float32`, a schedule to it."""
 
 _RANGES = {
     "decay_rate": "[0, inf)",
@@ -143,7 +147,7 @@ def adafactor(
     multiply_by_parameter_scale: bool = True,
     clipping_threshold: ScalarOrSchedule | None = 1.0,
     momentum: ScalarOrSchedule | None = None,
-    dtype_momentum: DTypeLike | None = jnp.float32,
+    dtype_momentum: DTypeLike | None = FLOAT32,
     weight_decay_rate: ScalarOrSchedule | None = None,
     eps: ScalarOrSchedule = 1e-30,
     factored: bool = True,
@@ -266,6 +270,6 @@ PAPER = register(
         floats_per_parameter=0,
         elementwise=False,
         relative_learning_rate=3.0,
-        probe={"min_dim_size_to_factor": type(LEAST)(2), "momentum": 0.5, "weight_decay_rate": 0.001},
+        probe={"min_dim_size_to_factor": type(LEAST)(2), "momentum": 0.5, "weight_decay_rate": 1e-5},
     )
 )
