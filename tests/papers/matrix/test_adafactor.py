@@ -117,14 +117,15 @@ def test_the_direction_is_scale_by_factored_rms(arguments: dict[str, Any]) -> No
 def test_an_offset_is_subtracted_from_the_steps() -> None:
     params, gradients = in_float32(problem())
     first = jax.tree.map(lambda g: g[0], gradients)
-    offset, fresh = (zoo.adafactor(0.1, decay_offset=k, **FACTORED) for k in (5, 0))
-    state, expected = offset.init(params)._replace(count=jnp.int32(5)), fresh.init(params)
+    late, fresh = (zoo.adafactor(0.1, decay_offset=k, **FACTORED) for k in (5, 0))
+    update, update_fresh = jax.jit(late.update), jax.jit(fresh.update)
+    state, expected = late.init(params)._replace(count=jnp.int32(5)), fresh.init(params)
     for _ in range(2):
-        updates, state = offset.update(first, state, params)
-        wanted, expected = fresh.update(first, expected, params)
+        updates, state = update(first, state, params)
+        wanted, expected = update_fresh(first, expected, params)
         jax.tree.map(np.testing.assert_array_equal, updates, wanted)
-    early, before = offset.update(first, offset.init(params), params)
-    wanted, after = fresh.update(first, fresh.init(params), params)
+    early, before = update(first, late.init(params), params)
+    wanted, after = update_fresh(first, fresh.init(params), params)
     jax.tree.map(np.testing.assert_array_equal, (early, before.v_row, before.v), (wanted, after.v_row, after.v))
 
 
@@ -241,7 +242,7 @@ def test_updates_are_clipped_by_their_root_mean_square() -> None:
 
 def factors(shape: tuple[int, ...], **arguments: Any) -> list[tuple[int, ...] | None]:
     """The shapes of v_row, v_col and v."""
-    state = zoo.adafactor(0.1, **arguments).init({"w": jnp.ones(shape)})
+    state = jax.eval_shape(zoo.adafactor(0.1, **arguments).init, {"w": jnp.ones(shape)})
     return [None if leaf is None else leaf.shape for leaf in (state.v_row["w"], state.v_col["w"], state.v["w"])]
 
 
@@ -319,11 +320,11 @@ def test_half_precision_keeps_second_moments_in_float32(dtype: Any) -> None:
     params, pulls = jax.tree.map(lambda x: jnp.asarray(x, dtype), (params, gradients))
     wide, wide_pulls = jax.tree.map(lambda x: x.astype(jnp.float32), (params, pulls))
     tx = zoo.adafactor(0.01, momentum=0.9, min_dim_size_to_factor=1)
-    state, exact = tx.init(params), tx.init(wide)
+    update, state, exact = jax.jit(tx.update), tx.init(params), tx.init(wide)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)[1:]} == {jnp.dtype(jnp.float32)}
     for i in range(3):
-        updates, state = tx.update(jax.tree.map(lambda g, i=i: g[i], pulls), state, params)
-        expected, exact = tx.update(jax.tree.map(lambda g, i=i: g[i], wide_pulls), exact, wide)
+        updates, state = update(jax.tree.map(lambda g, i=i: g[i], pulls), state, params)
+        expected, exact = update(jax.tree.map(lambda g, i=i: g[i], wide_pulls), exact, wide)
         for name, u in updates.items():
             assert u.dtype == dtype
             np.testing.assert_array_equal(u, expected[name].astype(dtype))
@@ -332,7 +333,8 @@ def test_half_precision_keeps_second_moments_in_float32(dtype: Any) -> None:
 def test_the_momentum_is_kept_in_its_dtype() -> None:
     params = {"w": jnp.ones((3, 4), jnp.bfloat16)}
     for dtype, kept in ((None, jnp.bfloat16), (jnp.float16, jnp.float16), ("float32", jnp.float32)):
-        assert zoo.adafactor(0.1, momentum=0.9, dtype_momentum=dtype).init(params).m["w"].dtype == kept
+        tx = zoo.adafactor(0.1, momentum=0.9, dtype_momentum=dtype)
+        assert jax.eval_shape(tx.init, params).m["w"].dtype == kept
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64])
@@ -362,7 +364,7 @@ def test_weight_decay_ignores_the_learning_rate_unless_told() -> None:
 
     def taken(**arguments: Any) -> dict[str, float]:
         tx = zoo.adafactor(0.1, weight_decay_rate=0.01, **arguments)
-        updates, _ = tx.update(zero, tx.init(params), params)
+        updates = jax.jit(lambda p: tx.update(zero, tx.init(p), p)[0])(params)
         return {name: float(-updates[name].ravel()[0]) for name in updates}
 
     def approx(**expected: float) -> Any:
