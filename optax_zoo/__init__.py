@@ -124,6 +124,8 @@ from optax_zoo.diagnostics.monitor import monitor as monitor
 from optax_zoo.diagnostics.monitor import monitor_values as monitor_values
 from optax_zoo.matrix._auxiliary import muon_mask_by_path as muon_mask_by_path
 from optax_zoo.matrix._points import RowsOn as RowsOn
+from optax_zoo.matrix.adafactor import adafactor as adafactor
+from optax_zoo.matrix.adafactor import scale_by_adafactor as scale_by_adafactor
 from optax_zoo.matrix.adago import adago as adago
 from optax_zoo.matrix.adago import scale_by_adago as scale_by_adago
 from optax_zoo.matrix.manifolds import Euclidean as Euclidean
@@ -142,6 +144,8 @@ from optax_zoo.matrix.riemannian import riemannian_adam as riemannian_adam
 from optax_zoo.matrix.riemannian import riemannian_amsgrad as riemannian_amsgrad
 from optax_zoo.matrix.soap import scale_by_soap as scale_by_soap
 from optax_zoo.matrix.soap import soap as soap
+from optax_zoo.matrix.weight_conditioning import condition_params as condition_params
+from optax_zoo.matrix.weight_conditioning import weight_conditioning as weight_conditioning
 from optax_zoo.merging.fisher_merge import diagonal_fisher as diagonal_fisher
 from optax_zoo.merging.fisher_merge import fisher_merge as fisher_merge
 from optax_zoo.merging.interpolation import interpolate as interpolate

@@ -30,19 +30,18 @@ _BREAKS: Mapping[str, Mapping[str, str]] = {
     },
     "init_sharding": {
         "the slots of jit(init) are not laid out like the parameters": (
-            "acprop adadelta adafactor adagrad adam adamax adamaxw adamw adan adopt amsgrad cocob dadapt_adamw "
+            "acprop adadelta adagrad adam adamax adamaxw adamw adan adopt amsgrad cocob dadapt_adamw "
             "lamb lars lion momo momo_adam nadam nadamw novograd optimistic_adam_v2 optimistic_gradient_descent "
             "prodigy radam rmsprop rprop signum simplified_ademamix sm3 yogi"
         ),
     },
     "inject_hyperparams": {
-        "Python branches on its numbers, which may not be traced": "adafactor",
         "the function clip_value_fn is taken for a schedule": "adopt",
         "num_betas may not be traced": "mechanize",
     },
     "needs": {
         "the error about a missing argument does not name the method": (
-            "acprop adadelta adafactor adamaxw adamw adan cocob dadapt_adamw dog dowg fromage lamb lars lion "
+            "acprop adadelta adamaxw adamw adan cocob dadapt_adamw dog dowg fromage lamb lars lion "
             "mechanize nadamw novograd prodigy simplified_ademamix"
         ),
         "the error about a missing argument is Python's own TypeError": "momo momo_adam polyak_sgd",
@@ -52,7 +51,7 @@ _BREAKS: Mapping[str, Mapping[str, str]] = {
     },
     "ranges": {
         "numbers out of their range are accepted": (
-            "acprop adadelta adafactor adagrad adam adamax adamaxw adamw adan adopt amsgrad clip_by_global_norm "
+            "acprop adadelta adagrad adam adamax adamaxw adamw adan adopt amsgrad clip_by_global_norm "
             "cocob dadapt_adamw dog dowg fromage lamb lars lion mechanize momo momo_adam nadam nadamw noisy_sgd "
             "novograd optimistic_adam_v2 optimistic_gradient_descent polyak_sgd prodigy radam rmsprop rprop sgd "
             "sign_sgd signum simplified_ademamix sm3 yogi"
@@ -64,7 +63,6 @@ _BREAKS: Mapping[str, Mapping[str, str]] = {
             "simplified_ademamix yogi"
         ),
         "rho may not be a schedule": "adadelta",
-        "decay_rate may not be a schedule": "adafactor",
         "initial_accumulator_value may not be a schedule": "adagrad",
         "max_norm may not be a schedule": "clip_by_global_norm",
         "alpha may not be a schedule": "cocob optimistic_adam_v2 optimistic_gradient_descent",
@@ -80,13 +78,12 @@ _BREAKS: Mapping[str, Mapping[str, str]] = {
     },
     "shard_map": {
         "norms and means are taken over one device's block": (
-            "adafactor clip_by_global_norm dadapt_adamw dog dowg fromage lamb lars mechanize momo momo_adam "
+            "clip_by_global_norm dadapt_adamw dog dowg fromage lamb lars mechanize momo momo_adam "
             "novograd polyak_sgd prodigy sm3"
         ),
         "each device draws the noise of a whole leaf for its block": "noisy_sgd",
     },
     "tree_map_params": {
-        "row and column factors are not shaped like their parameters": "adafactor",
         "the second moment of a leaf is a scalar that counts as its parameter": "novograd",
         "maxima along several axes stand in lists in place of a leaf": "sm3",
     },
@@ -99,7 +96,7 @@ _BREAKS: Mapping[str, Mapping[str, str]] = {
             "acprop adam adamax adamaxw adamw adan amsgrad cocob dadapt_adamw mechanize momo_adam nadam nadamw "
             "novograd optimistic_adam_v2 rmsprop simplified_ademamix"
         ),
-        "eps rounds to 0 in float16, inf * 0": "adafactor dog",
+        "eps rounds to 0 in float16, inf * 0": "dog",
         "the norm of the parameters over min_norm overflows float16, inf * 0": "fromage",
         "0/0 until the first gradient that is not zero": "prodigy",
     },

@@ -100,15 +100,6 @@ _reexport("optimistic_gradient_descent", floats=1, lr=100.0, transform="scale_by
 _reexport("optimistic_adam_v2", "Algorithm 1", floats=3)
 _reexport("lamb", "Algorithm 2", floats=2, lr=3.0, needs="params", elementwise=False)
 _reexport("lars", "Algorithm 1", floats=1, lr=200.0, needs="params", elementwise=False)
-_reexport(
-    "adafactor",
-    "Algorithms 4 and 5",
-    floats=0,
-    lr=3.0,
-    needs="params",
-    states="FactoredState",
-    elementwise=False,
-)
 _reexport("sm3", "SM3-II", floats=1, lr=30.0, transform="scale_by_sm3", states="ScaleBySM3State", elementwise=False)
 _reexport(
     "adan",

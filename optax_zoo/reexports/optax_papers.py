@@ -113,12 +113,6 @@ SOURCES: dict[str, Source] = {
         2017,
         arxiv="1708.03888",
     ),
-    "adafactor": Source(
-        "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
-        "Shazeer, Noam; Stern, Mitchell",
-        2018,
-        arxiv="1804.04235",
-    ),
     "sm3": Source(
         "Memory-Efficient Adaptive Optimization",
         "Anil, Rohan; Gupta, Vineet; Koren, Tomer; Singer, Yoram",

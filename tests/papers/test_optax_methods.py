@@ -35,7 +35,7 @@ def step_without(entry: zoo.Paper, missing: str | None) -> None:
 
 
 def test_the_common_methods_are_there() -> None:
-    expected = {"adam", "adamw", "adagrad", "adafactor", "lamb", "lion", "nadam", "prodigy", "rmsprop", "sgd"}
+    expected = {"adam", "adamw", "adagrad", "lamb", "lion", "nadam", "prodigy", "rmsprop", "sgd"}
     assert expected <= OPTAX.keys()
     assert sum(entry.races_by_default for entry in OPTAX.values()) == 4
 

@@ -103,6 +103,7 @@ FUNCTION_LEVEL = {
     "swad.basic",
     "uncertainty_merge.basic",
     "variance_corrected_average.basic",
+    "weight_conditioning.basic",
 }
 """Replayed beside the functions they record, in tests/papers."""
 
