@@ -16,10 +16,12 @@ from jax.tree_util import keystr
 from optax_zoo._core import mesh
 from optax_zoo._core.blocks import Block
 from optax_zoo._core.hyper import Decay, Scalar, check_range, ema
+from optax_zoo._core.layouts import layout
 from optax_zoo._core.naming import speaker
+from optax_zoo._core.notes import note
 from optax_zoo._core.slots import Statistic, squares
 from optax_zoo._core.trees import PyTree
-from optax_zoo._core.views import DimensionNumbers, choose, is_view, layout
+from optax_zoo._core.views import DimensionNumbers, choose, is_fallback, is_view, path_name
 
 Axes: TypeAlias = tuple[int, ...]
 Shape: TypeAlias = tuple[int, ...]
@@ -66,13 +68,21 @@ def factorings(factored: bool, least: Any, dimension_numbers: DimensionNumbers) 
     least = _integer(least)
 
     def factoring(path: Any, leaf: Any, view: Any) -> Factoring:
-        if view is None or leaf.ndim < 2:
-            return Factoring(None, least if factored else None)
         where = f"{name}: the leaf at {keystr(path) or 'the root'}"
-        axes = layout(view, leaf.shape, where)
-        if axes.split:
-            raise ValueError(f"{where} has a view with a split; its rows have one mean, pass the parts as leaves")
-        return Factoring((axes.reduction, axes.output), least if factored else None)
+        chosen = Factoring(None, least if factored and not is_fallback(view) else None)
+        if is_view(view) and leaf.ndim >= 2:
+            axes = layout(view, leaf.shape, where)
+            if axes.split or axes.heads > 1:
+                raise ValueError(f"{where} has a view with blocks; its rows have one mean, pass the parts as leaves")
+            chosen = dataclasses.replace(chosen, view=(axes.reduction, axes.output))
+        found = chosen.axes(leaf.shape)
+        note(
+            name,
+            path_name(path),
+            leaf.shape,
+            f"factored by axes {found[0]} and {found[1]}" if found else "not factored",
+        )
+        return chosen
 
     def of(tree: PyTree) -> PyTree:
         flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
