@@ -11,7 +11,6 @@ out.
 
 import dataclasses
 import operator
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -27,6 +26,7 @@ from optax_zoo._core.finish import Mask, finish
 from optax_zoo._core.hyper import RANGES, ScalarOrSchedule, abs_sq, choice, debias, ema, number
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method, speaker
+from optax_zoo._core.occasion import replaced
 from optax_zoo._core.paper import register
 from optax_zoo._core.slots import PerLeaf, Statistic, at_least_float32, zeros
 from optax_zoo._core.trees import PyTree
@@ -109,7 +109,7 @@ def _direction(
             block = Block.of(g, spec, where, why)
             space = Space(proj_type, *block.whole)
             still, key = lax.stop_gradient(g), jax.random.fold_in(_key(seed), h.count)
-            projector = _replaced(s.projector, h.fresh, lambda: space.choose(block, still, len(s.exp_avg), key))
+            projector = replaced(s.projector, h.fresh, lambda: space.choose(block, still, len(s.exp_avg), key))
             y = block.linear(lambda whole: space.project(projector, whole), g)
             nothing = jnp.zeros_like(y)
             before = jnp.where(h.restarts, nothing, s.exp_avg) if reset == "clean" else s.exp_avg
@@ -184,14 +184,6 @@ class Space:
         else:
             turned = jnp.zeros((self.most, self.other), y.dtype).at[projector].set(y)
         return turned.T if self._turned else turned
-
-
-def _replaced(old: Array, now: Array, make: Callable[[], Array]) -> Array:
-    """`make()` if `now`, else `old`.
-
-    A loop of at most one turn: under vmap it does not turn where no member needs it, while `lax.cond` takes both ways.
-    """
-    return lax.while_loop(lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), make()), (now, old))[1]
 
 
 def _product(x: Array, y: Array) -> Array:

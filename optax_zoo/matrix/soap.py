@@ -5,8 +5,10 @@ arXiv:2409.11321; code in nikhilvyas/SOAP.
 Adam in the slowly turning eigenbasis of Shampoo's preconditioner: each axis of a gradient has a Kronecker factor, the
 average of its Gram matrix, and moments are kept in the basis of the factors' eigenvectors.
 
-Differs from the authors' code: leaves are in JAX's layout, so `merge_dims` merges other neighbours than in PyTorch's;
-`dimension_numbers` may say that a leaf is several matrices, of which each gets factors of its own.
+Differs from the authors' code: where a factor does not have full rank, the basis of its null space, which there depends
+on rounding errors, is a function of the rest at first and later stays where it was; leaves are in JAX's layout, so
+`merge_dims` merges other neighbours than in PyTorch's; `dimension_numbers` may say that a leaf is several matrices,
+each of which gets factors of its own.
 """
 
 import operator
@@ -29,13 +31,18 @@ from optax_zoo._core.layouts import Layout, Matrices, layout
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method, speaker
 from optax_zoo._core.notes import note
+from optax_zoo._core.occasion import replaced
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.slots import PerLeaf, PerParameter, Statistic, real_at_least_float32, squares, zeros
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import FALLBACK, DimensionNumbers, choose, is_fallback, is_view, path_name
+from optax_zoo.matrix._eigenbases import eigenbasis, refreshed
 
-Factors: TypeAlias = Mapping[str, Array]
-"""A square matrix, or one for each of several matrices, by the block of a leaf and its axis."""
+Factors: TypeAlias = Mapping[int, Array]
+"""Of one part of a leaf, a square matrix for each axis that has one."""
+
+Kept: TypeAlias = tuple[Array, ...]
+"""The factors of all parts of a leaf, one after the other."""
 
 TEN_THOUSAND = np.int64(10000)
 """A default that `optax.inject_hyperparams` leaves alone; it would make an array of Python's own number."""
@@ -43,7 +50,7 @@ TEN_THOUSAND = np.int64(10000)
 WHOLE = "whole"
 """A leaf each of whose axes has a factor."""
 
-_TINY = 1e-30  # beside root mean squares and eigenvalues, as in the authors' code
+_TINY = 1e-30  # beside root mean squares
 
 
 class SoapState(NamedTuple):
@@ -77,8 +84,10 @@ def scale_by_soap(
 
     def step(h: Any, s: SoapState) -> dict[str, Any]:
         t = jnp.maximum(h.count, 1).astype(h.t.dtype)
-        turn = (h.count > 0) & (h.count % jnp.asarray(precondition_frequency, h.count.dtype) == 0)
-        return {"gain": jnp.sqrt(debias(h.b2, t)) / debias(h.b1, t) if correct_bias else 1.0, "turn": turn}
+        begun = h.count > 0
+        turn = begun & (h.count % jnp.asarray(precondition_frequency, h.count.dtype) == 0)
+        gain = jnp.sqrt(debias(h.b2, t)) / debias(h.b1, t) if correct_bias else 1.0
+        return {"begun": begun, "turn": turn, "gain": gain}
 
     @leafwise(
         SoapState,
@@ -96,46 +105,45 @@ def scale_by_soap(
         g: Array, s: SoapState, h: Any, *, view: Layout | str, spec: PartitionSpec | None
     ) -> tuple[Array, SoapState]:
         gradients, moments, moments_sq = (reader.parts(x, view, spec) for x in (g, s.m, s.v))
-        grams, bases = (_of_parts(factors, gradients) for factors in (s.gram, s.basis))
+        axes = [[axis for axis, _ in reader.rotated(x.shape, view)] for x in gradients.arrays]
+        grams, bases = (_by_part(kept, axes) for kept in (s.gram, s.basis))
 
-        def first(g: Array, m: Array, v: Array, gram: Factors, basis: Factors) -> tuple[Any, ...]:
-            gram = {axis: (1 - h.shampoo_beta) * _gram(g, axis) for axis in gram}
-            return jnp.zeros_like(g), m, v, gram, {axis: _eigenvectors(matrix) for axis, matrix in gram.items()}
-
-        def later(g: Array, m: Array, v: Array, gram: Factors, basis: Factors) -> tuple[Any, ...]:
+        def one(g: Array, m: Array, v: Array, gram: Factors, basis: Factors) -> tuple[Any, ...]:
             rotated = _rotated(g, basis)
-            m = ema(m, rotated, h.b1)
-            v = ema(v, abs_sq(rotated), h.b2)
+            m = jnp.where(h.begun, ema(m, rotated, h.b1), m)
+            v = jnp.where(h.begun, ema(v, abs_sq(rotated), h.b2), v)
             u = _rotated_back(m / (jnp.sqrt(v) + h.eps), basis)
             if normalize_grads:
-                u = u / (_TINY + jnp.sqrt(jnp.mean(abs_sq(u))))
-            gram = {axis: ema(matrix, _gram(g, axis), h.shampoo_beta) for axis, matrix in gram.items()}
-            m, v, basis = lax.cond(h.turn, _turned, lambda m, v, basis, _: (m, v, basis), m, v, basis, gram)
-            return h.gain * u, m, v, gram, basis
+                u = u / (_root_mean_square(u) + _TINY)
+            u = jnp.where(h.begun, h.gain * u, jnp.zeros_like(u))
 
-        def one(*leaf: Any) -> tuple[Any, ...]:
-            return lax.cond(h.count == 0, first, later, *leaf)
+            gram = {axis: ema(factor, _gram(g, axis), h.shampoo_beta) for axis, factor in gram.items()}
+            if gram:
+                basis = replaced(basis, ~h.begun, lambda: {axis: eigenbasis(factor) for axis, factor in gram.items()})
+                m, v, basis = replaced((m, v, basis), h.turn, lambda: _turned(m, v, basis, gram))
+            return u, m, v, gram, basis
 
         stacked = isinstance(view, Layout) and gradients.arrays[0].ndim > 2
         columns = zip(gradients.arrays, moments.arrays, moments_sq.arrays, grams, bases, strict=True)
         out = [(jax.vmap(one) if stacked else one)(*part) for part in columns]
         us, ms, vs, grams, bases = zip(*out, strict=True)
-        gram, basis = (_like(old, new) for old, new in ((s.gram, grams), (s.basis, bases)))
+        gram, basis = (_kept_like(old, new) for old, new in ((s.gram, grams), (s.basis, bases)))
         return gradients.whole(us), s._replace(m=moments.whole(ms), v=moments_sq.whole(vs), gram=gram, basis=basis)
 
     return rule
 
 
-def _gram(g: Array, axis: str) -> Array:
+def _gram(g: Array, axis: int) -> Array:
     """Inner products of the slices along an axis."""
-    rows = jnp.moveaxis(g, _number(axis), 0).reshape(g.shape[_number(axis)], -1)
-    return rows @ rows.T
+    rows = jnp.moveaxis(g, axis, 0).reshape(g.shape[axis], -1)
+    return jnp.matmul(rows, rows.T, precision=lax.Precision.HIGHEST)
 
 
 def _rotated(x: Array, basis: Factors) -> Array:
     """Coordinates of x in the basis."""
     for axis, q in basis.items():
-        x = jnp.moveaxis(jnp.tensordot(x, q, axes=((_number(axis),), (0,))), -1, _number(axis))
+        turned = jnp.tensordot(x, q, ((axis,), (0,)), precision=lax.Precision.HIGHEST)
+        x = jnp.moveaxis(turned, -1, axis)
     return x
 
 
@@ -144,24 +152,20 @@ def _rotated_back(x: Array, basis: Factors) -> Array:
     return _rotated(x, {axis: q.T for axis, q in basis.items()})
 
 
-def _eigenvectors(gram: Array) -> Array:
-    """In descending order of their eigenvalues."""
-    return jnp.flip(jnp.linalg.eigh(gram + _TINY * jnp.eye(len(gram), dtype=gram.dtype))[1], axis=1)
-
-
 def _turned(m: Array, v: Array, basis: Factors, gram: Factors) -> tuple[Array, Array, Factors]:
     """Moments in the basis after one step of orthogonal iteration, its vectors in descending order of eigenvalues."""
     still, new = _rotated_back(m, basis), {}
     for axis, q in basis.items():
-        product = gram[axis] @ q
-        order = jnp.argsort(-jnp.sum(q * product, axis=0))
-        v = jnp.take(v, order, axis=_number(axis))
-        new[axis] = jnp.linalg.qr(product[:, order])[0]
+        new[axis], order = refreshed(gram[axis], q)
+        v = jnp.take(v, order, axis=axis)
     return _rotated(still, new), v, new
 
 
-def _number(axis: str) -> int:
-    return int(axis.rpartition("_")[2])
+def _root_mean_square(x: Array) -> Array:
+    """Whatever the scale of x."""
+    top = jnp.max(jnp.abs(x), initial=0.0)
+    top = jnp.where((top > 0) & jnp.isfinite(top), top, jnp.ones_like(top))
+    return top * jnp.sqrt(jnp.mean(abs_sq(x / top)))
 
 
 class _Parts(NamedTuple):
@@ -195,7 +199,7 @@ class _Reader(NamedTuple):
         known = is_view(view) and len(leaf.shape) >= 2
         where = f"{self.name}: the leaf at {jax.tree_util.keystr(path) or 'the root'}"
         read = layout(view, leaf.shape, where) if known else FALLBACK if is_fallback(view) else WHOLE
-        sizes = sorted({n for shape in self._shapes(leaf.shape, read) for _, n in self._rotated_axes(shape, read)})
+        sizes = sorted({n for shape in self._shapes(leaf.shape, read) for _, n in self.rotated(shape, read)})
         note(self.name, path_name(path), leaf.shape, f"rotated, axes of {sizes}" if sizes else "not rotated")
         return read
 
@@ -205,21 +209,21 @@ class _Reader(NamedTuple):
             return [fans if view.batch or view.heads > 1 else fans[1:] for fans in view.fans(shape)]
         return [merged(shape, self.largest) if self.merges else tuple(shape)]
 
-    def _rotated_axes(self, shape: Sequence[int], view: Layout | str) -> list[tuple[int, int]]:
+    def rotated(self, shape: Sequence[int], view: Layout | str) -> list[tuple[int, int]]:
         """(axis, size) of the axes that have factors; those of a matrix behind the number of matrices."""
         inner = shape[-2:] if isinstance(view, Layout) else shape
         if is_fallback(view) or (len(inner) < 2 and not self.rotates_vectors):
             return []
         return [(axis, n) for axis, n in enumerate(inner) if 0 < n <= self.largest]
 
-    def no_factors(self, leaf: Array, *, view: Layout | str) -> Factors:
-        """A square matrix of zeros for each axis of each part that has factors."""
+    def no_factors(self, leaf: Array, *, view: Layout | str) -> Kept:
+        """Zeros for each axis of each part that has a factor; of several matrices, for each."""
         dtype = real_at_least_float32(leaf.dtype)
-        return {
-            f"block_{i}_axis_{axis}": jnp.zeros((*(shape[:-2] if isinstance(view, Layout) else ()), n, n), dtype)
-            for i, shape in enumerate(self._shapes(leaf.shape, view))
-            for axis, n in self._rotated_axes(shape, view)
-        }
+        return tuple(
+            jnp.zeros((*(shape[:-2] if isinstance(view, Layout) else ()), n, n), dtype)
+            for shape in self._shapes(leaf.shape, view)
+            for _, n in self.rotated(shape, view)
+        )
 
     def parts(self, x: Array, view: Layout | str, spec: PartitionSpec | None) -> _Parts:
         """The leaf, or an array like it, in parts of whole axes."""
@@ -246,20 +250,19 @@ def merged(shape: Sequence[int], largest: int) -> tuple[int, ...]:
     return (*out, run) if run > 1 or not out else tuple(out)
 
 
-def _of_parts(factors: Factors, parts: _Parts) -> Sequence[Factors]:
-    """The factors of each part by the axis, whole where shard_map has cut them by rows."""
-    out: list[dict[str, Array]] = [{} for _ in parts.arrays]
-    for key, x in factors.items():
-        block, axis = key.removeprefix("block_").split("_", 1)
-        size = x.shape[-1]
-        cut = x.ndim == 2 and len(x) < size
-        out[int(block)][axis] = mesh.gathered(x, mesh.varying_axes(x), 0) if cut else x
-    return out
+def _by_part(kept: Kept, axes: Sequence[Sequence[int]]) -> list[dict[int, Array]]:
+    """The factors of each part by its axes, whole where shard_map has cut them by rows."""
+
+    def whole(x: Array) -> Array:
+        cut = x.ndim == 2 and len(x) < x.shape[-1]
+        return mesh.gathered(x, mesh.varying_axes(x), 0) if cut else x
+
+    factors = map(whole, kept)
+    return [{axis: next(factors) for axis in part} for part in axes]
 
 
-def _like(old: Factors, new: Sequence[Factors]) -> Factors:
+def _kept_like(old: Kept, new: Sequence[Factors]) -> Kept:
     """The parts' factors in the form of the state, cut by rows where they were."""
-    found = {f"block_{i}_{axis}": x for i, factors in enumerate(new) for axis, x in factors.items()}
 
     def cut(x: Array, before: Array) -> Array:
         if x.shape == before.shape:
@@ -267,7 +270,7 @@ def _like(old: Factors, new: Sequence[Factors]) -> Factors:
         row = lax.axis_index(mesh.varying_axes(before)) * len(before)
         return lax.dynamic_slice_in_dim(x, row, len(before))
 
-    return {key: cut(found[key], before) for key, before in old.items()}
+    return tuple(map(cut, (x for factors in new for x in factors.values()), old))
 
 
 def _structural(name: str, value: Any) -> int:

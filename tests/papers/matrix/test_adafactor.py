@@ -510,7 +510,7 @@ def test_bad_input(arguments: dict[str, Any], error: type[Exception], words: str
     [
         (MatrixView(0, 0), "needs a view that names every axis once"),
         (MatrixView(0, 2), "has axes -2 to 1"),
-        (MatrixView(0, 1, split=(2, 2)), "has a view with a split"),
+        (MatrixView(0, 1, split=(2, 2)), "has a view with blocks"),
         ({"v": MatrixView()}, "dimension_numbers has no entry"),
     ],
 )

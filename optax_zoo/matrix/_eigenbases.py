@@ -1,0 +1,45 @@
+"""Eigenbases that turn with the matrix they belong to, and do not depend on rounding errors where it has no rank."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from optax_zoo._core.occasion import replaced
+
+
+def eigenbasis(factor: Array) -> Array:
+    """Orthonormal eigenvectors of a symmetric matrix as columns, the largest eigenvalue first.
+
+    The null space has no eigenvectors of its own: its basis is that which Householder reflections give, a function of
+    the others, where the solver's would be one of rounding errors.
+    """
+    values, vectors = jnp.linalg.eigh(_scaled(lax.stop_gradient(factor)))
+    vectors = vectors[:, ::-1]
+    return _settled(vectors, jnp.maximum(values[::-1], 0), jnp.zeros_like(vectors))
+
+
+def refreshed(factor: Array, basis: Array) -> tuple[Array, Array]:
+    """A step of orthogonal iteration towards the eigenbasis, and the order of the old columns in it.
+
+    Directions that the factor has nothing to say about stay where they were, as far as that is orthogonal to the rest.
+    """
+    factor, basis = lax.stop_gradient((factor, basis))
+    image = jnp.matmul(_scaled(factor), basis, precision=lax.Precision.HIGHEST)
+    order = jnp.argsort(jnp.sum(basis * image, axis=0), descending=True).astype(jnp.int32)
+    new, triangle = jnp.linalg.qr(image[:, order])
+    return _settled(new, jnp.abs(jnp.diagonal(triangle)), basis[:, order]), order
+
+
+def _settled(basis: Array, sizes: Array, instead: Array) -> Array:
+    """An orthonormal basis from the columns of `basis`, or of `instead` where sizes are mere rounding errors."""
+    known = sizes > 16 * float(jnp.finfo(basis.dtype).eps) * jnp.max(sizes)
+
+    def settle() -> Array:
+        return jnp.linalg.qr(jnp.where(known[None, :], basis, instead))[0]
+
+    return replaced(basis, ~jnp.all(known), settle)
+
+
+def _scaled(x: Array) -> Array:
+    """`x` with a largest entry of 1; 0 if `x` is 0."""
+    top = jnp.max(jnp.abs(x))
+    return x / jnp.where((top > 0) & jnp.isfinite(top), top, jnp.ones_like(top))
