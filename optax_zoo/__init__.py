@@ -120,8 +120,17 @@ from optax_zoo.clipping.normalize_by_power import normalize_by_power as normaliz
 from optax_zoo.diagnostics.monitor import monitor as monitor
 from optax_zoo.diagnostics.monitor import monitor_values as monitor_values
 from optax_zoo.matrix._auxiliary import muon_mask_by_path as muon_mask_by_path
+from optax_zoo.matrix.atoms import atom_dual_norm as atom_dual_norm
+from optax_zoo.matrix.atoms import atom_norm as atom_norm
+from optax_zoo.matrix.atoms import dual_roles as dual_roles
+from optax_zoo.matrix.dual_sgd import dual_sgd as dual_sgd
+from optax_zoo.matrix.dualize import dualize as dualize
+from optax_zoo.matrix.modular import ModularNorm as ModularNorm
+from optax_zoo.matrix.modular import modular_atom as modular_atom
+from optax_zoo.matrix.modular import modular_bond as modular_bond
 from optax_zoo.matrix.muon import muon as muon
 from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
+from optax_zoo.matrix.scion import scion as scion
 from optax_zoo.merging.fisher_merge import diagonal_fisher as diagonal_fisher
 from optax_zoo.merging.fisher_merge import fisher_merge as fisher_merge
 from optax_zoo.merging.interpolation import interpolate as interpolate
