@@ -12,6 +12,7 @@ Euclidean norms, which for embeddings and vectors is 1e-8 on their root mean squ
 
 import fnmatch
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ def scion(
 
     Args:
       learning_rate: >= 0; at most 1 where `constrained` is to hold the weights in the ball.
-      alpha: weight of the newest gradient in the average, in (0, 1]; 1 keeps what was there before out of it.
+      alpha: weight of the newest gradient in the average, in (0, 1]; 1 keeps none.
       constrained: whether the weights stay in the ball of the radius.
       radius: of the ball of each leaf, >= 0; a (prefix) tree gives every leaf its own.
       roles: as in `dualize`; "flax": `dual_roles()`, and "sign" for output heads by their names.
@@ -105,21 +106,25 @@ def scion(
       mu_dtype: dtype of the average; None: the parameters'.
 
     Returns:
-      The optimizer, which needs params where `constrained`; one number of state per parameter.
+      The optimizer, which needs params where `constrained`; one number of state per parameter,
+      none for `alpha=1`.
 
     Raises:
       ValueError: a number out of its range, an unknown word; in `init` and `update`, a leaf without a role or with one
         that does not fit its shape, or no entry for a leaf.
     """
+    solver = Solver.of(ns_coeffs, ns_steps, method)
+    direction = dualizer(roles, solver, {"radius": radius}, eps, False, SCION_TABLE, _role_by_path)
+    decay = 1.0 if constrained else 0.0
+    if isinstance(alpha, numbers.Real) and alpha == 1:
+        return finish(direction, learning_rate, decay)
 
     @leafwise(ScionState, hyper={"alpha": alpha}, ranges={"alpha": "(0, 1]"}, m=zeros(mu_dtype))
     def average(g: Array, s: ScionState, h: Any) -> tuple[Array, ScionState]:
         m = ema(s.m, g, Decay(1.0 - h.alpha, h.alpha))
         return m, s._replace(m=m)
 
-    solver = Solver.of(ns_coeffs, ns_steps, method)
-    step = dualizer(roles, solver, {"radius": radius}, eps, False, SCION_TABLE, _role_by_path)
-    return finish(averaged(average, step), learning_rate, 1.0 if constrained else 0.0)
+    return finish(averaged(average, direction), learning_rate, decay)
 
 
 PAPER = register(
