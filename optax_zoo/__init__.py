@@ -128,6 +128,11 @@ from optax_zoo.matrix.adafactor import adafactor as adafactor
 from optax_zoo.matrix.adafactor import scale_by_adafactor as scale_by_adafactor
 from optax_zoo.matrix.adago import adago as adago
 from optax_zoo.matrix.adago import scale_by_adago as scale_by_adago
+from optax_zoo.matrix.atoms import atom_dual_norm as atom_dual_norm
+from optax_zoo.matrix.atoms import atom_norm as atom_norm
+from optax_zoo.matrix.atoms import dual_roles as dual_roles
+from optax_zoo.matrix.dual_sgd import dual_sgd as dual_sgd
+from optax_zoo.matrix.dualize import dualize as dualize
 from optax_zoo.matrix.manifolds import Euclidean as Euclidean
 from optax_zoo.matrix.manifolds import Manifold as Manifold
 from optax_zoo.matrix.manifolds import PoincareBall as PoincareBall
@@ -135,6 +140,9 @@ from optax_zoo.matrix.manifolds import Product as Product
 from optax_zoo.matrix.manifolds import Sphere as Sphere
 from optax_zoo.matrix.mars import mars as mars
 from optax_zoo.matrix.mars import scale_by_mars as scale_by_mars
+from optax_zoo.matrix.modular import ModularNorm as ModularNorm
+from optax_zoo.matrix.modular import modular_atom as modular_atom
+from optax_zoo.matrix.modular import modular_bond as modular_bond
 from optax_zoo.matrix.muon import muon as muon
 from optax_zoo.matrix.muon import scale_by_muon as scale_by_muon
 from optax_zoo.matrix.normuon import normuon as normuon
@@ -142,6 +150,7 @@ from optax_zoo.matrix.normuon import scale_by_normuon as scale_by_normuon
 from optax_zoo.matrix.riemannian import riemannian_adagrad as riemannian_adagrad
 from optax_zoo.matrix.riemannian import riemannian_adam as riemannian_adam
 from optax_zoo.matrix.riemannian import riemannian_amsgrad as riemannian_amsgrad
+from optax_zoo.matrix.scion import scion as scion
 from optax_zoo.matrix.soap import scale_by_soap as scale_by_soap
 from optax_zoo.matrix.soap import soap as soap
 from optax_zoo.matrix.weight_conditioning import condition_params as condition_params

@@ -94,6 +94,7 @@ def test_equals_the_authors_code(name: str, case: str) -> None:
 
 FUNCTION_LEVEL = {
     "adaptive_batch.basic",
+    "dualize.atoms",
     "fisher_merge.basic",
     "model_soup.basic",
     "model_stock.basic",
