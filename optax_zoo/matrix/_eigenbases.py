@@ -14,7 +14,7 @@ def eigenbasis(factor: Array) -> Array:
     """
     values, vectors = jnp.linalg.eigh(_scaled(lax.stop_gradient(factor)))
     vectors = vectors[:, ::-1]
-    return _settled(vectors, jnp.maximum(values[::-1], 0), jnp.zeros_like(vectors))
+    return _settled(vectors, jnp.maximum(values[::-1], 0), vectors, jnp.zeros_like(vectors))
 
 
 def refreshed(factor: Array, basis: Array) -> tuple[Array, Array]:
@@ -25,16 +25,22 @@ def refreshed(factor: Array, basis: Array) -> tuple[Array, Array]:
     factor, basis = lax.stop_gradient((factor, basis))
     image = jnp.matmul(_scaled(factor), basis, precision=lax.Precision.HIGHEST)
     order = jnp.argsort(jnp.sum(basis * image, axis=0), descending=True).astype(jnp.int32)
-    new, triangle = jnp.linalg.qr(image[:, order])
-    return _settled(new, jnp.abs(jnp.diagonal(triangle)), basis[:, order]), order
+    image, before = image[:, order], basis[:, order]
+    new, triangle = jnp.linalg.qr(image)
+    return _settled(new, jnp.abs(jnp.diagonal(triangle)), image, before), order
 
 
-def _settled(basis: Array, sizes: Array, instead: Array) -> Array:
-    """An orthonormal basis from the columns of `basis`, or of `instead` where sizes are mere rounding errors."""
+def _settled(basis: Array, sizes: Array, columns: Array, instead: Array) -> Array:
+    """`basis`, made of these columns one after the other, if all have given it more than rounding errors.
+
+    If not, the basis that they make with those of `instead` in the place of the others, which come last.
+    """
     known = sizes > 16 * float(jnp.finfo(basis.dtype).eps) * jnp.max(sizes)
 
     def settle() -> Array:
-        return jnp.linalg.qr(jnp.where(known[None, :], basis, instead))[0]
+        order = jnp.argsort(~known)
+        made, _ = jnp.linalg.qr(jnp.where(known[None, :], columns, instead)[:, order])
+        return made[:, jnp.argsort(order)]
 
     return replaced(basis, ~jnp.all(known), settle)
 

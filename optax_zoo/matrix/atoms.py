@@ -26,9 +26,10 @@ from jax.tree_util import keystr
 
 from optax_zoo._core.blocks import Block
 from optax_zoo._core.hyper import Scalar, abs_sq
+from optax_zoo._core.layouts import layout
 from optax_zoo._core.naming import suggestion
 from optax_zoo._core.trees import PyTree
-from optax_zoo._core.views import Choice, MatrixView, choose, is_view, layout
+from optax_zoo._core.views import Choice, MatrixView, choose, is_view
 
 Role: TypeAlias = Literal["linear", "embed", "conv", "vector", "sign"]
 """Or a `MatrixView`: linear, read as matrices in this way."""

@@ -21,6 +21,7 @@ from optax_zoo._core.matrix import Method
 from optax_zoo._core.naming import method as public
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.quintics import Coefficients
+from optax_zoo._core.sharing import ShardOver
 from optax_zoo._core.slots import PerParameter, zeros
 from optax_zoo._core.trees import PyTree
 from optax_zoo.matrix.atoms import FLAX, Roles
@@ -59,6 +60,7 @@ def dual_sgd(
     method: Method = "plain",
     eps: ScalarOrSchedule = 0.0,
     ns_steps: int | Array = 5,
+    shard_over: ShardOver = None,
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,
@@ -71,7 +73,8 @@ def dual_sgd(
       learning_rate: length of a step in the norm of the network, >= 0; with `adaptive` one over its sharpness.
       roles: as in `dualize`.
       momentum: decay of the average of gradients, in [0, 1); 0 keeps none.
-      target_norm, adaptive, ns_coeffs, method, eps, ns_steps: as in `dualize`, as is the use inside `jax.shard_map`.
+      target_norm, adaptive, ns_coeffs, method, eps, ns_steps, shard_over: as in `dualize`, as is the use inside
+        `jax.shard_map`.
       weight_decay: decoupled decay, multiplied by the learning rate.
       mask: which leaves decay; a (prefix) tree of bools or a function of the parameters.
       mu_dtype: dtype of the average; None: the parameters'.
@@ -91,6 +94,7 @@ def dual_sgd(
         method=method,
         eps=eps,
         ns_steps=ns_steps,
+        shard_over=shard_over,
     )
     if not is_zero(momentum):
 

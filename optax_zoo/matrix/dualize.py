@@ -8,6 +8,7 @@ Differs from the authors' code: a zero gradient gives zero, not NaN. UNVERIFIED:
 paper's as later code has it. The role "vector" is not from these papers.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -24,11 +25,13 @@ from optax_zoo._core import mesh
 from optax_zoo._core.blocks import Block, is_spec
 from optax_zoo._core.hyper import Scalar, ScalarOrSchedule
 from optax_zoo._core.leafwise import leafwise, promotion
-from optax_zoo._core.matrix import Method, Solver, orthogonalize_tree
+from optax_zoo._core.matrix import Method
 from optax_zoo._core.naming import method as public
 from optax_zoo._core.naming import speaker
+from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.quintics import Coefficients
+from optax_zoo._core.sharing import ShardOver
 from optax_zoo._core.slots import at_least_float32
 from optax_zoo._core.trees import Leaves, PyTree
 from optax_zoo._core.views import Choice, choose
@@ -62,6 +65,7 @@ def dualize(
     method: Method = "plain",
     eps: ScalarOrSchedule = 0.0,
     ns_steps: int | Array = 5,
+    shard_over: ShardOver = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Turns each gradient G into the direction T of norm 1 in which it is steepest (arXiv:2410.21265).
 
@@ -87,6 +91,7 @@ def dualize(
       method: "plain", "gram" or "auto", equal up to rounding; "svd" is exact.
       eps: added to the Euclidean norm that a matrix, row or vector is divided by, >= 0.
       ns_steps: number of steps where `ns_coeffs` is no table, >= 1.
+      shard_over: mesh axes over whose devices the matrices are shared out, see `muon`.
 
     Returns:
       A transformation without slots.
@@ -95,13 +100,15 @@ def dualize(
       ValueError: a number out of its range, an unknown word; in `init` and `update`, a leaf without a role or with one
         that does not fit its shape, or no entry for a leaf.
     """
-    solver = Solver.of(ns_coeffs, ns_steps, method)
-    return dualizer(roles, solver, {"target_norm": target_norm}, eps, adaptive)
+    orthogonalize = Orthogonalizer.of(
+        ns_coeffs=ns_coeffs, ns_steps=ns_steps, eps=eps, method=method, shard_over=shard_over
+    )
+    return dualizer(roles, orthogonalize, {"target_norm": target_norm}, eps, adaptive)
 
 
 def dualizer(
     roles: Roles,
-    solver: Solver,
+    orthogonalize: Orthogonalizer,
     target: Mapping[str, ScalarOrSchedule | PyTree],
     eps: ScalarOrSchedule,
     adaptive: bool,
@@ -114,7 +121,8 @@ def dualizer(
       target: the argument that sets the norm of updates, by its name.
       table: the roles there are.
       preset: what "flax" means; None: `dual_roles()`.
-      roles, solver, eps, adaptive: as in `dualize`.
+      orthogonalize: for the matrices among the leaves.
+      roles, eps, adaptive: as in `dualize`.
     """
     name = speaker()
     what = next(iter(target))
@@ -142,7 +150,7 @@ def dualizer(
         Leaves(name, "the gradient", updates).only_inexact()
         wide = lifted(updates)
         chosen = roles_of(name, roles, wide, preset)
-        units = _units(name, chosen, table, wide, solver, hp.resolve(norm, state.count)["eps"], param_specs)
+        units = _units(name, chosen, table, wide, orthogonalize, norm, state.count, param_specs)
         targets = hp.resolve(targets_of(wide), state.count).values()
         direction = jax.tree.unflatten(jax.tree.structure(wide), map(_times, units, targets))
         return couple.update(updates, state, d=direction)
@@ -164,8 +172,9 @@ def _units(
     leaves: list[tuple[str, Array, Any]],
     table: Mapping[str, Row],
     tree: PyTree,
-    solver: Solver,
-    eps: Scalar,
+    orthogonalize: Orthogonalizer,
+    norm: Mapping[str, Any],
+    count: Array,
     param_specs: PyTree,
 ) -> list[Array]:
     """The directions of norm 1 of all leaves; those of matrices are solved together."""
@@ -177,17 +186,10 @@ def _units(
         chosen = [v if isinstance(atom, Spectral) else None for v, atom in zip(values, atoms, strict=True)]
         return jax.tree.unflatten(jax.tree.structure(tree), chosen)
 
-    solved = orthogonalize_tree(
-        solver,
-        of_matrices([x for _, x, _ in leaves]),
-        eps,
-        1.0,
-        name=name,
-        dimension_numbers=of_matrices([getattr(atom, "view", None) for atom in atoms]),
-        param_specs=param_specs,
-        scale=gain,
-    )
-    matrices = iter(jax.tree.leaves(solved))
+    views = of_matrices([getattr(atom, "view", None) for atom in atoms])
+    reading = dataclasses.replace(orthogonalize, dimension_numbers=views)
+    solved = reading(of_matrices([x for _, x, _ in leaves]), count, param_specs, gain)
+    matrices, eps = iter(jax.tree.leaves(solved)), hp.resolve(norm, count)["eps"]
     return [
         next(matrices) / atom.window if isinstance(atom, Spectral) else _direction(x, eps, atom, block)
         for (_, x, _), atom, block in zip(leaves, atoms, blocks, strict=True)

@@ -24,10 +24,12 @@ from jax.typing import DTypeLike
 from optax_zoo._core.finish import finish
 from optax_zoo._core.hyper import Decay, ScalarOrSchedule, ema
 from optax_zoo._core.leafwise import leafwise
-from optax_zoo._core.matrix import Method, Solver
+from optax_zoo._core.matrix import Method
 from optax_zoo._core.naming import method as public
+from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.quintics import Coefficients
+from optax_zoo._core.sharing import ShardOver
 from optax_zoo._core.slots import PerParameter, zeros
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import MatrixView
@@ -81,6 +83,7 @@ def scion(
     method: Method = "auto",
     eps: ScalarOrSchedule = 1e-7,
     mu_dtype: DTypeLike | None = None,
+    shard_over: ShardOver = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Scion (arXiv:2502.07529): W <- W - lr radius T(m), or with `constrained` (1 - lr) W - lr radius T(m).
 
@@ -104,6 +107,7 @@ def scion(
       method: "plain", "gram" or "auto", equal up to rounding; "svd" is exact.
       eps: added to the Euclidean norm that a matrix, row or vector is divided by, >= 0.
       mu_dtype: dtype of the average; None: the parameters'.
+      shard_over: mesh axes over whose devices the matrices are shared out, see `muon`.
 
     Returns:
       The optimizer, which needs params where `constrained`; one number of state per parameter,
@@ -113,8 +117,10 @@ def scion(
       ValueError: a number out of its range, an unknown word; in `init` and `update`, a leaf without a role or with one
         that does not fit its shape, or no entry for a leaf.
     """
-    solver = Solver.of(ns_coeffs, ns_steps, method)
-    direction = dualizer(roles, solver, {"radius": radius}, eps, False, SCION_TABLE, _role_by_path)
+    orthogonalize = Orthogonalizer.of(
+        ns_coeffs=ns_coeffs, ns_steps=ns_steps, eps=eps, method=method, shard_over=shard_over
+    )
+    direction = dualizer(roles, orthogonalize, {"radius": radius}, eps, False, SCION_TABLE, _role_by_path)
     decay = 1.0 if constrained else 0.0
     if isinstance(alpha, numbers.Real) and alpha == 1:
         return finish(direction, learning_rate, decay)
