@@ -250,18 +250,18 @@ def merged(shape: Sequence[int], largest: int) -> tuple[int, ...]:
     return (*out, run) if run > 1 or not out else tuple(out)
 
 
-def _by_part(kept: Kept, axes: Sequence[Sequence[int]]) -> list[dict[int, Array]]:
-    """The factors of each part by its axes, whole where shard_map has cut them by rows."""
+def _by_part(kept: PyTree, axes: Sequence[Sequence[int]]) -> list[dict[int, Array]]:
+    """The factors of each part by its axes, whole where shard_map has cut them by rows; nnx changes their container."""
 
     def whole(x: Array) -> Array:
         cut = x.ndim == 2 and len(x) < x.shape[-1]
         return mesh.gathered(x, mesh.varying_axes(x), 0) if cut else x
 
-    factors = map(whole, kept)
+    factors = map(whole, jax.tree.leaves(kept))
     return [{axis: next(factors) for axis in part} for part in axes]
 
 
-def _kept_like(old: Kept, new: Sequence[Factors]) -> Kept:
+def _kept_like(old: PyTree, new: Sequence[Factors]) -> PyTree:
     """The parts' factors in the form of the state, cut by rows where they were."""
 
     def cut(x: Array, before: Array) -> Array:
@@ -270,7 +270,8 @@ def _kept_like(old: Kept, new: Sequence[Factors]) -> Kept:
         row = lax.axis_index(mesh.varying_axes(before)) * len(before)
         return lax.dynamic_slice_in_dim(x, row, len(before))
 
-    return tuple(map(cut, (x for factors in new for x in factors.values()), old))
+    kept, container = jax.tree.flatten(old)
+    return container.unflatten(map(cut, (x for factors in new for x in factors.values()), kept))
 
 
 def _structural(name: str, value: Any) -> int:
@@ -376,7 +377,7 @@ PAPER = register(
         transform=scale_by_soap,
         states=(SoapState,),
         needs=("params",),
-        floats_per_parameter=2,
+        floats_per_parameter=6,
         elementwise=False,
         relative_learning_rate=3.0,
         probe={"precondition_frequency": 2},
