@@ -10,6 +10,9 @@ gradient G, which is <G, T(G)>. Kernels are in Flax's layout, (in, out); k is th
 | embed  | max over rows of their RMS      | rows of RMS 1                    | sqrt(d) sum of the rows' norms  |
 | vector | RMS                             | RMS 1                            | sqrt(d) norm                    |
 | sign   | largest entry                   | sign                             | sum of sizes                    |
+
+The rows are those of Modular Duality (arXiv:2410.21265) and Old Optimizer, New Norm (arXiv:2409.20325), but for
+"vector", which is the usual choice. UNVERIFIED: "conv" is as in later code, jxbz/modula and LIONS-EPFL/scion.
 """
 
 import dataclasses

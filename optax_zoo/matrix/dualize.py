@@ -151,18 +151,18 @@ def dualizer(
         wide = lifted(updates)
         chosen = roles_of(name, roles, wide, preset)
         units = _units(name, chosen, table, wide, orthogonalize, norm, state.count, param_specs)
-        targets = hp.resolve(targets_of(wide), state.count).values()
+        targets = targets_of(wide, state.count)
         direction = jax.tree.unflatten(jax.tree.structure(wide), map(_times, units, targets))
         return couple.update(updates, state, d=direction)
 
-    def targets_of(tree: PyTree) -> dict[str, Any]:
+    def targets_of(tree: PyTree, count: Array) -> list[Scalar]:
         places = [keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
         if jax.tree_util.all_leaves([target_norm]):
-            return dict.fromkeys(places, target_norm)
+            return [hp.resolve({what: target_norm}, count)[what]] * len(places)
         chosen = dict(zip(places, choose(name, what, target_norm, tree), strict=True))
         if missing := [place for place, value in chosen.items() if value is None]:
             raise ValueError(f"{name}: {what} has no entry for the leaf at {missing[0]}")
-        return chosen
+        return list(hp.resolve(chosen, count).values())
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -234,6 +234,7 @@ PAPER = register(
         make=dualize,
         states=(DualizeState,),
         elementwise=False,
+        relative_learning_rate=10.0,
         base=optax.sgd,
         example={"roles": FLAX},
     )

@@ -11,7 +11,7 @@ import jax
 from jax.tree_util import keystr
 
 from optax_zoo._core.hyper import Scalar, check_range, number
-from optax_zoo._core.naming import method, suggestion
+from optax_zoo._core.naming import method, speaking_as, suggestion
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import path_name
 
@@ -62,7 +62,8 @@ class ModularNorm:
         Raises:
           ValueError: `mass` is negative, or the module has none to begin with.
         """
-        check_range("mass", mass, "[0, inf)")
+        with speaking_as("ModularNorm"):
+            check_range("mass", mass, "[0, inf)")
         if not self.mass:
             raise ValueError("ModularNorm: a module without mass cannot be given one; give it to its atoms")
         return dataclasses.replace(self, mass=mass)
@@ -78,8 +79,10 @@ class ModularNorm:
           A tree like `params` of numbers.
 
         Raises:
-          ValueError: a leaf that is no atom, or an atom that is no leaf; the sentence names its path.
+          ValueError: a leaf that is no atom, or an atom that is no leaf, named by its path; a negative `target_norm`.
         """
+        with speaking_as("ModularNorm"):
+            check_range("target_norm", target_norm, "[0, inf)")
         flat, treedef = jax.tree_util.tree_flatten_with_path(params)
         names = [path_name(path) for path, _ in flat]
         for path in self.shares:

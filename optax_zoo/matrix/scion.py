@@ -151,5 +151,6 @@ PAPER = register(
         states=(ScionState,),
         floats_per_parameter=1,
         elementwise=False,
+        relative_learning_rate=10.0,
     )
 )

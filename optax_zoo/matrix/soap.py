@@ -59,8 +59,8 @@ class SoapState(NamedTuple):
     count: Array  # calls so far
     m: PerParameter  # first moment, rotated
     v: PerParameter  # second moment, rotated
-    gram: PerLeaf  # factors of axes
-    basis: PerLeaf  # their eigenvectors
+    factors: PerLeaf  # of rotated axes
+    bases: PerLeaf  # their eigenvectors
 
 
 @method
@@ -70,7 +70,7 @@ def scale_by_soap(
     *,
     shampoo_beta: ScalarOrSchedule | None = None,
     eps: ScalarOrSchedule = 1e-8,
-    precondition_frequency: int | Array = 10,
+    precondition_frequency: int = 10,
     max_precond_dim: int | np.integer = TEN_THOUSAND,
     merge_dims: bool = False,
     precondition_1d: bool = False,
@@ -79,34 +79,40 @@ def scale_by_soap(
     dimension_numbers: DimensionNumbers = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The SOAP direction (arXiv:2409.11321); arguments as in `soap`."""
-    check_range("precondition_frequency", precondition_frequency, "[1, inf)")
     reader = _Reader(speaker(), _structural("max_precond_dim", max_precond_dim), merge_dims, precondition_1d)
 
     def step(h: Any, s: SoapState) -> dict[str, Any]:
         t = jnp.maximum(h.count, 1).astype(h.t.dtype)
         begun = h.count > 0
-        turn = begun & (h.count % jnp.asarray(precondition_frequency, h.count.dtype) == 0)
+        turn = begun & (h.count % jnp.asarray(h.precondition_frequency).astype(h.count.dtype) == 0)
         gain = jnp.sqrt(debias(h.b2, t)) / debias(h.b1, t) if correct_bias else 1.0
         return {"begun": begun, "turn": turn, "gain": gain}
 
     @leafwise(
         SoapState,
-        hyper={"b1": b1, "b2": b2, "shampoo_beta": b2 if shampoo_beta is None else shampoo_beta, "eps": eps},
-        ranges={"shampoo_beta": "[0, 1)"},
+        hyper={
+            "b1": b1,
+            "b2": b2,
+            "shampoo_beta": b2 if shampoo_beta is None else shampoo_beta,
+            "eps": eps,
+            "precondition_frequency": _whole("precondition_frequency", precondition_frequency),
+        },
+        ranges={"shampoo_beta": "[0, 1)", "precondition_frequency": "[1, inf)"},
         step=step,
         static={"view": reader.views(dimension_numbers)},
         real_only=True,
         m=zeros(),
         v=squares(),
-        gram=Statistic(reader.no_factors),
-        basis=Statistic(reader.no_factors),
+        factors=Statistic(reader.no_factors),
+        bases=Statistic(reader.no_factors),
     )
     def rule(
         g: Array, s: SoapState, h: Any, *, view: Layout | str, spec: PartitionSpec | None
     ) -> tuple[Array, SoapState]:
         gradients, moments, moments_sq = (reader.parts(x, view, spec) for x in (g, s.m, s.v))
-        axes = [[axis for axis, _ in reader.rotated(x.shape, view)] for x in gradients.arrays]
-        grams, bases = (_by_part(kept, axes) for kept in (s.gram, s.basis))
+        axes = [[axis for axis, _ in reader.rotated(x.shape, view, g.ndim)] for x in gradients.arrays]
+        reader.check(s.factors, gradients, view, g)
+        grams, bases = (_by_part(kept, axes) for kept in (s.factors, s.bases))
 
         def one(g: Array, m: Array, v: Array, gram: Factors, basis: Factors) -> tuple[Any, ...]:
             rotated = _rotated(g, basis)
@@ -127,8 +133,10 @@ def scale_by_soap(
         columns = zip(gradients.arrays, moments.arrays, moments_sq.arrays, grams, bases, strict=True)
         out = [(jax.vmap(one) if stacked else one)(*part) for part in columns]
         us, ms, vs, grams, bases = zip(*out, strict=True)
-        gram, basis = (_kept_like(old, new) for old, new in ((s.gram, grams), (s.basis, bases)))
-        return gradients.whole(us), s._replace(m=moments.whole(ms), v=moments_sq.whole(vs), gram=gram, basis=basis)
+        factors, turned = (_kept_like(old, new) for old, new in ((s.factors, grams), (s.bases, bases)))
+        return gradients.whole(us), s._replace(
+            m=moments.whole(ms), v=moments_sq.whole(vs), factors=factors, bases=turned
+        )
 
     return rule
 
@@ -199,7 +207,7 @@ class _Reader(NamedTuple):
         known = is_view(view) and len(leaf.shape) >= 2
         where = f"{self.name}: the leaf at {jax.tree_util.keystr(path) or 'the root'}"
         read = layout(view, leaf.shape, where) if known else FALLBACK if is_fallback(view) else WHOLE
-        sizes = sorted({n for shape in self._shapes(leaf.shape, read) for _, n in self.rotated(shape, read)})
+        sizes = sorted({n for x in self._shapes(leaf.shape, read) for _, n in self.rotated(x, read, len(leaf.shape))})
         note(self.name, path_name(path), leaf.shape, f"rotated, axes of {sizes}" if sizes else "not rotated")
         return read
 
@@ -209,21 +217,36 @@ class _Reader(NamedTuple):
             return [fans if view.batch or view.heads > 1 else fans[1:] for fans in view.fans(shape)]
         return [merged(shape, self.largest) if self.merges else tuple(shape)]
 
-    def rotated(self, shape: Sequence[int], view: Layout | str) -> list[tuple[int, int]]:
-        """(axis, size) of the axes that have factors; those of a matrix behind the number of matrices."""
+    def rotated(self, shape: Sequence[int], view: Layout | str, ndim: int) -> list[tuple[int, int]]:
+        """(axis, size) of the axes of a part that have factors, in a leaf of so many axes; those of a matrix behind the
+        number of matrices."""
         inner = shape[-2:] if isinstance(view, Layout) else shape
-        if is_fallback(view) or (len(inner) < 2 and not self.rotates_vectors):
+        if is_fallback(view) or (ndim < 2 and not self.rotates_vectors):
             return []
-        return [(axis, n) for axis, n in enumerate(inner) if 0 < n <= self.largest]
+        return [(axis, n) for axis, n in enumerate(inner) if 1 < n <= self.largest]
+
+    def _factor_shapes(self, shapes: Sequence[Sequence[int]], view: Layout | str, ndim: int) -> list[tuple[int, ...]]:
+        return [
+            (*(shape[:-2] if isinstance(view, Layout) else ()), n, n)
+            for shape in shapes
+            for _, n in self.rotated(shape, view, ndim)
+        ]
 
     def no_factors(self, leaf: Array, *, view: Layout | str) -> Kept:
         """Zeros for each axis of each part that has a factor; of several matrices, for each."""
         dtype = real_at_least_float32(leaf.dtype)
-        return tuple(
-            jnp.zeros((*(shape[:-2] if isinstance(view, Layout) else ()), n, n), dtype)
-            for shape in self._shapes(leaf.shape, view)
-            for _, n in self.rotated(shape, view)
-        )
+        shapes = self._factor_shapes(self._shapes(leaf.shape, view), view, leaf.ndim)
+        return tuple(jnp.zeros(shape, dtype) for shape in shapes)
+
+    def check(self, kept: PyTree, parts: _Parts, view: Layout | str, g: Array) -> None:
+        """Raises a ValueError if the state keeps factors of other shapes, but for rows that shard_map has cut."""
+        wanted = self._factor_shapes([x.shape for x in parts.arrays], view, g.ndim)
+        found = [x.shape for x in jax.tree.leaves(kept)]
+        if len(found) != len(wanted) or any(x[-1] != y[-1] or len(x) != len(y) for x, y in zip(found, wanted)):
+            raise ValueError(
+                f"{self.name}: a leaf of shape {g.shape} needs factors of the shapes {tuple(wanted)}, the state has"
+                f" {tuple(found)}; make the state of whole leaves, with the same arguments"
+            )
 
     def parts(self, x: Array, view: Layout | str, spec: PartitionSpec | None) -> _Parts:
         """The leaf, or an array like it, in parts of whole axes."""
@@ -276,13 +299,24 @@ def _kept_like(old: PyTree, new: Sequence[Factors]) -> PyTree:
 
 def _structural(name: str, value: Any) -> int:
     """An integer that is known when the state is made."""
-    if isinstance(value, Tracer):
+    if isinstance(value, Array):
         raise TypeError(
             f"{speaker()}: {name} must be known when the state is made; name it in the static_args of"
             " optax.inject_hyperparams"
         )
-    check_range(name, value, "[0, inf)")
-    return operator.index(value)
+    check_range(name, int(value) if isinstance(value, np.integer) else value, "[0, inf)")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{speaker()}: {name} must be an integer, got {value!r}") from None
+
+
+def _whole(name: str, value: Any) -> Any:
+    """`value`, a whole number from 1 on as far as that is known."""
+    check_range(name, value, "[1, inf)")
+    if not (callable(value) or isinstance(value, Tracer)) and int(value) != value:
+        raise ValueError(f"{speaker()}: {name} must be a whole number, got {value}")
+    return value
 
 
 @method
@@ -295,7 +329,7 @@ def soap(
     eps: ScalarOrSchedule = 1e-8,
     weight_decay: ScalarOrSchedule = 0.01,
     mask: Mask | None = None,
-    precondition_frequency: int | Array = 10,
+    precondition_frequency: int = 10,
     max_precond_dim: int | np.integer = TEN_THOUSAND,
     merge_dims: bool = False,
     precondition_1d: bool = False,
