@@ -120,23 +120,30 @@ def scale_by_soap(
             v = jnp.where(h.begun, ema(v, abs_sq(rotated), h.b2), v)
             u = _rotated_back(m / (jnp.sqrt(v) + h.eps), basis)
             if normalize_grads:
-                u = u / (_root_mean_square(u) + _TINY)
+                u = u / _root_mean_square(u)
             u = jnp.where(h.begun, h.gain * u, jnp.zeros_like(u))
 
             gram = {axis: ema(factor, _gram(g, axis), h.shampoo_beta) for axis, factor in gram.items()}
             if gram:
-                basis = replaced(basis, ~h.begun, lambda: {axis: eigenbasis(factor) for axis, factor in gram.items()})
-                m, v, basis = replaced((m, v, basis), h.turn, lambda: _turned(m, v, basis, gram))
+                old = replaced(basis, ~h.begun, lambda: {axis: eigenbasis(factor) for axis, factor in gram.items()})
+                columns = {axis: (q, lax.iota(jnp.int32, len(q))) for axis, q in old.items()}
+                turned = replaced(columns, h.turn, lambda: {axis: refreshed(gram[axis], q) for axis, q in old.items()})
+                basis = {axis: q for axis, (q, _) in turned.items()}
+
+                def follow(m: Array, v: Array) -> tuple[Array, Array]:
+                    for axis, (_, order) in turned.items():
+                        v = jnp.take(v, order, axis=axis)
+                    return _rotated(_rotated_back(m, old), basis), v
+
+                m, v = lax.cond(h.turn, follow, lambda m, v: (m, v), m, v)
             return u, m, v, gram, basis
 
         stacked = isinstance(view, Layout) and gradients.arrays[0].ndim > 2
         columns = zip(gradients.arrays, moments.arrays, moments_sq.arrays, grams, bases, strict=True)
         out = [(jax.vmap(one) if stacked else one)(*part) for part in columns]
         us, ms, vs, grams, bases = zip(*out, strict=True)
-        factors, turned = (_kept_like(old, new) for old, new in ((s.factors, grams), (s.bases, bases)))
-        return gradients.whole(us), s._replace(
-            m=moments.whole(ms), v=moments_sq.whole(vs), factors=factors, bases=turned
-        )
+        kept = {"factors": _kept_like(s.factors, grams), "bases": _kept_like(s.bases, bases)}
+        return gradients.whole(us), s._replace(m=moments.whole(ms), v=moments_sq.whole(vs), **kept)
 
     return rule
 
@@ -160,20 +167,12 @@ def _rotated_back(x: Array, basis: Factors) -> Array:
     return _rotated(x, {axis: q.T for axis, q in basis.items()})
 
 
-def _turned(m: Array, v: Array, basis: Factors, gram: Factors) -> tuple[Array, Array, Factors]:
-    """Moments in the basis after one step of orthogonal iteration, its vectors in descending order of eigenvalues."""
-    still, new = _rotated_back(m, basis), {}
-    for axis, q in basis.items():
-        new[axis], order = refreshed(gram[axis], q)
-        v = jnp.take(v, order, axis=axis)
-    return _rotated(still, new), v, new
-
-
 def _root_mean_square(x: Array) -> Array:
-    """Whatever the scale of x."""
+    """Whatever the scale of x; 1 for zeros."""
     top = jnp.max(jnp.abs(x), initial=0.0)
     top = jnp.where((top > 0) & jnp.isfinite(top), top, jnp.ones_like(top))
-    return top * jnp.sqrt(jnp.mean(abs_sq(x / top)))
+    square = jnp.mean(abs_sq(x / top))
+    return jnp.where(square > 0, top * jnp.sqrt(jnp.where(square > 0, square, 1.0)) + _TINY, 1.0)
 
 
 class _Parts(NamedTuple):
@@ -242,7 +241,7 @@ class _Reader(NamedTuple):
         """Raises a ValueError if the state keeps factors of other shapes, but for rows that shard_map has cut."""
         wanted = self._factor_shapes([x.shape for x in parts.arrays], view, g.ndim)
         found = [x.shape for x in jax.tree.leaves(kept)]
-        if len(found) != len(wanted) or any(x[-1] != y[-1] or len(x) != len(y) for x, y in zip(found, wanted)):
+        if [(len(shape), shape[-1]) for shape in found] != [(len(shape), shape[-1]) for shape in wanted]:
             raise ValueError(
                 f"{self.name}: a leaf of shape {g.shape} needs factors of the shapes {tuple(wanted)}, the state has"
                 f" {tuple(found)}; make the state of whole leaves, with the same arguments"

@@ -149,8 +149,8 @@ def test_is_the_equations_whatever_the_shape(arguments: Any, leaves: Any) -> Non
     gradients = {str(shape): gaussian(15, *shape) for shape in leaves}
     ours = walk(arguments, gradients)
     flags = {name: value for name, value in arguments.items() if name in ("normalize_grads", "correct_bias", "b2")}
-    for shape, (rotated, merged) in leaves.items():
-        expected = transcribed(gradients[str(shape)], rotated, merged, **flags)
+    for shape, (rotated, tensor) in leaves.items():
+        expected = transcribed(gradients[str(shape)], rotated, tensor, **flags)
         np.testing.assert_allclose(ours[str(shape)], expected, rtol=1e-9, atol=1e-12, err_msg=str(shape))
 
 
