@@ -6,6 +6,7 @@ singular vectors. The Gram form (Zhang, Amsel, Chen, Dao, 2026) does the same on
 
 import dataclasses
 import functools
+import math
 import numbers
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ _LOOP_FROM = 8  # equal matrices: from here on one compiled loop instead of a co
 _LOOP_LENGTH = 32  # at most; XLA compiles one kernel for each place that a result is taken from
 _LOOP_BATCH = 2**18  # entries that one turn of the loop works on, at least
 _GPU_BATCH = 2**24  # entries that fill a GPU
+_TF32_GROWTH = 48.0  # of small singular values between restarts; beyond it the Gram form needs all of float32's bits
 
 
 @public
@@ -130,6 +132,13 @@ class Solver:
             gram_restarts = range(_GRAM_SEGMENT, len(rows), _GRAM_SEGMENT)
         return cls(rows, steps, method, tuple(sorted(set(gram_restarts))), compute_dtype)
 
+    @property
+    def growth(self) -> float:
+        """By how much the Gram form multiplies the smallest singular values between two restarts, at most."""
+        ends = [*self.restarts, len(self.rows)]
+        starts = [0, *self.restarts]
+        return max(math.prod(row[0] for row in self.rows[i:j]) for i, j in zip(starts, ends, strict=True))
+
     def cost(self, m: int, n: int) -> float:
         """Operations that one m x n matrix takes, in multiply-adds."""
         short, long = sorted((m, n))
@@ -212,8 +221,8 @@ def _orthogonalized(x: Array, eps: Scalar, norm_safety: Scalar, steps: Array | N
             return plain(unit)
         if jnp.finfo(compute).bits == 64:
             return gram(unit)
-        # Its products must have 10 bits at least: GPUs' float32 has by default (TF32), TPUs' has not.
-        quick = functools.partial(gram, precision=None)
+        # GPUs' float32 has by default 10 bits (TF32), as float16 has, and TPUs' 7.
+        quick = functools.partial(gram, precision=None) if solver.growth <= _TF32_GROWTH else plain
         exact = plain if compute == jnp.float16 else gram
         return lax.platform_dependent(unit, cpu=exact, cuda=quick, rocm=quick, default=plain)
 

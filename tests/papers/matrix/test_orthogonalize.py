@@ -210,6 +210,14 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], sentence: str) -> No
         orthogonalize(gaussian(3, 4), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("preset", "growth"),
+    [("keller", 3.4445**3), ("polar_express_5", 8.156554524902461 * 4.042929935166739 * 3.8916678022926607)],
+)
+def test_the_growth_between_restarts(preset: str, growth: float) -> None:
+    assert Solver.of(preset, 5, "auto").growth == pytest.approx(growth)
+
+
 def test_vectors_and_integers_are_refused() -> None:
     with pytest.raises(ValueError, match="at least two axes"):
         orthogonalize(gaussian(3))

@@ -166,7 +166,7 @@ def test_adam_is_that_of_the_equations() -> None:
     compare(partial(zoo.riemannian_adam, 0.1, **ADAM), lambda m, p, g: adam(m, p, g, 0.1, **ADAM))
 
 
-@pytest.mark.parametrize("flags", [{"amsgrad": True}, {"weight_decay": 0.3}, {"stabilize": 2}], ids=str)
+@pytest.mark.parametrize("flags", [{"amsgrad": True}, {"weight_decay": 0.3}, {"stabilize": 2}])
 def test_every_flag_of_adam_is_that_of_the_equations(flags: dict[str, Any]) -> None:
     make = partial(zoo.riemannian_adam, 0.1, **ADAM, **flags)
     compare(make, lambda m, p, g: adam(m, p, g, 0.1, **ADAM, **flags), ("ball", "exact sphere"))
@@ -337,7 +337,6 @@ def test_manifolds_may_be_chosen_by_path_by_prefix_or_by_rank() -> None:
         (zoo.Sphere(), np.zeros(3), r"params at \['w'\] has no single nearest point on Sphere"),
         (zoo.PoincareBall(), np.ones((2, 3), np.complex64), r"params at \['w'\] is complex"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("make", [zoo.riemannian_adam, zoo.riemannian_adagrad])
 def test_what_does_not_fit_is_refused(make: Any, manifolds: Any, leaf: np.ndarray, sentence: str) -> None:
