@@ -154,7 +154,7 @@ def test_the_norms_are_those_of_the_operators() -> None:
 def test_does_not_depend_on_the_scale_of_the_gradient() -> None:
     tx = zoo.dualize(ROLES)
     direction = jax.jit(lambda g: tx.update(g, tx.init(g))[0])
-    for scale in (1e-25, 1e25):
+    for scale in (1e-35, 1e25):
         assert_equal(direction(jax.tree.map(lambda g, scale=scale: scale * g, leaves())), direction(leaves()))
 
 
