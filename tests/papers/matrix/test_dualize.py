@@ -136,7 +136,7 @@ def test_the_direction_has_norm_1_and_no_other_has_a_larger_product(dtype: Any) 
 
 
 def test_of_several_matrices_norms_are_the_largest_and_dual_norms_the_sum() -> None:
-    fused = gaussian(4, 6) * jnp.array([1.0, 1.0, 3.0, 3.0, 3.0, 3.0])
+    fused = gaussian(4, 6) * jnp.array([[1.0, 1.0, 3.0, 3.0, 3.0, 3.0]])
     view, parts = MatrixView(split=(2, 4)), (fused[:, :2], fused[:, 2:])
     norms, duals = ([float(of(part, "linear")) for part in parts] for of in (zoo.atom_norm, zoo.atom_dual_norm))
     assert norms[0] < norms[1]
