@@ -85,7 +85,7 @@ class RootMeanSquare:
         top = jnp.where((top > 0) & jnp.isfinite(top), top, jnp.ones_like(top))
         divisor = top * jnp.sqrt(block.sum(abs_sq(g / top), self.over)) + eps
         size = math.prod(block.whole[axis] for axis in self.over)
-        return g * (math.sqrt(size) / jnp.where(divisor == 0, jnp.ones_like(divisor), divisor))
+        return g / jnp.where(divisor == 0, jnp.ones_like(divisor), divisor) * math.sqrt(size)
 
     def _lengths(self, x: Array) -> tuple[float, Array]:
         return math.sqrt(math.prod(x.shape[axis] for axis in self.over)), jnp.sqrt(jnp.sum(abs_sq(x), self.over))

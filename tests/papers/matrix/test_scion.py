@@ -100,6 +100,12 @@ def test_sharded_leaves_equal_the_single_device() -> None:
     expected = jax.jit(lambda p: tx.update(p, tx.init(p), p)[0])(params)
     jax.tree.map(lambda u, e: np.testing.assert_allclose(u, e, atol=1e-6), ours, expected)
 
+    sign = zoo.scion(0.1, roles="sign")
+    with pytest.raises(ValueError, match=r"scion: the leaf at the root is one device's block.*param_specs"):
+        jax.shard_map(lambda g: sign.update(g, sign.init(g))[0], mesh=mesh, in_specs=P("a"), out_specs=P("a"))(
+            params["lm_head/kernel"]
+        )
+
 
 def test_roles_and_radii() -> None:
     g = {"a": jnp.ones((4, 2)), "b": jnp.ones((2, 2))}
