@@ -11,7 +11,7 @@ import optax
 from optax_zoo._core.notes import taking_notes
 from optax_zoo._core.paper import in_use
 from optax_zoo._core.trees import PyTree
-from optax_zoo._core.views import path_name
+from optax_zoo._core.views import KeyPath, path_name
 
 
 def describe(tx: optax.GradientTransformation, params: PyTree) -> str:
@@ -28,10 +28,10 @@ def describe(tx: optax.GradientTransformation, params: PyTree) -> str:
     with taking_notes() as notes:
         state = jax.eval_shape(tx.init, params)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    order = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     slots: dict[str, list[Any]] = defaultdict(list)
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        fields = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
-        slots[fields[-1] if fields else "state"].append(leaf)
+        slots[_slot(path, set(order))].append(leaf)
 
     def row(name: str, leaves: list[Any]) -> tuple[str, ...]:
         dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
@@ -49,12 +49,18 @@ def describe(tx: optax.GradientTransformation, params: PyTree) -> str:
         if entry.needs:
             lines.append(f"{names} needs {', '.join(entry.needs)}")
         lines += [f"{names} breaks the law {law!r}: {why}" for law, why in entry.breaks.items()]
-    order = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     for method in dict.fromkeys(note.method for note in notes.values()):
-        decided = [notes[method, path] for path in order if (method, path) in notes]
+        decided = [notes[method, path] for path in map(path_name, order) if (method, path) in notes]
         rows = [(f"leaf, to {method}", "shape", "is"), *((n.path, str(n.shape), n.decision) for n in decided)]
         lines += ["", *_aligned(rows)]
     return "\n".join(lines)
+
+
+def _slot(path: KeyPath, params: set[KeyPath]) -> str:
+    """The field of the state that holds the leaf: the last one before the path that a parameter has itself."""
+    end = next((i for i in range(len(path)) if path[i:] in params), len(path))
+    fields = [key.name for key in path[:end] if isinstance(key, jax.tree_util.GetAttrKey)]
+    return fields[-1] if fields else "state"
 
 
 def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,15 @@ def test_describe_counts_bytes_by_slot() -> None:
     assert lines["m2"][1:3] == ["bfloat16", "36"] and lines["nu"][1:3] == ["float32", "36"]
     assert lines["ema"][1:] == ["float32", "36", "4"]
     assert "AdEMAMix" in text and "with_ema needs params" in text
+
+
+def test_describe_names_slots_where_parameters_have_fields() -> None:
+    class Linear(NamedTuple):
+        m: jax.Array
+        bias: jax.Array
+
+    text = zoo.describe(zoo.ademamix(1e-3), [Linear(*PARAMS.values())])
+    assert text == zoo.describe(zoo.ademamix(1e-3), PARAMS)
 
 
 def test_describe_needs_no_arrays() -> None:
