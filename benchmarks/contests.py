@@ -54,6 +54,7 @@ CONTESTS: Mapping[str, tuple[Contest, ...]] = {
     ),
     "ademamix": (Contest("optax.contrib.ademamix", contrib.ademamix),),
     "madgrad": (Contest("optax.contrib.madgrad", contrib.madgrad),),
+    "mars": (Contest(), Contest(variant={"variant": "shampoo"})),
     "muon": (MUON, *(dataclasses.replace(MUON, variant=variant, platforms=("gpu",)) for variant in HALF_PRECISION)),
     "schedule_free": (Contest("optax.contrib.schedule_free", lambda lr: contrib.schedule_free(optax.adamw(lr), 1.0)),),
     "schedule_free_adamw": (Contest("optax.contrib.schedule_free_adamw", contrib.schedule_free_adamw),),

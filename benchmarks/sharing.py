@@ -1,10 +1,11 @@
 """Rules that orthogonalise on several devices: operations of one device and what travels, read from compiled programs.
 
 Nothing is run. Devices are eight CPU devices of one process, parameters those of a size of `harness`, replicated or
-with their rows spread over the devices. The share of operations is one device's over those of a program for one device,
-without conditionals' cheaper branches and with the bodies of loops counted once.
+with their rows spread over the devices. The share of operations is one device's matrix products over those of the
+program for one device, in conditionals those of the dearest branch.
 """
 
+import dataclasses
 import inspect
 import sys
 from collections.abc import Sequence
@@ -57,27 +58,20 @@ def figures(tx: optax.GradientTransformation, size: str, spec: PartitionSpec, op
     }
 
 
-def measure(entry: zoo.Paper, size: str, layout: str) -> results.Row:
-    """One row: a method shared out, the same on every device, and optax's Muon, with parameters laid out in one way."""
-
-    def build(**arguments: Any) -> optax.GradientTransformation:
-        known = inspect.signature(entry.make).parameters
-        plain = {"method": "plain"} if "method" in known else {}
-        return contests.build(entry, contests.Contest(variant={**plain, **arguments}))
-
-    all_operations = hlo.flops(compiled(build(), size, 1, PartitionSpec()))
-    spec = LAYOUTS[layout]
-    alone, peer = (figures(tx, size, spec, all_operations) for tx in (build(), contrib.muon(contests.LEARNING_RATE)))
-    return {
-        "method": f"{entry.name}(shard_over='data') {layout}",
-        "library": entry.library,
-        "size": size,
-        "devices": DEVICES,
-        **figures(build(shard_over="data"), size, spec, all_operations),
-        **{f"alone_{key}": value for key, value in alone.items()},
-        "peer": "optax.contrib.muon",
-        **{f"peer_{key}": value for key, value in peer.items()},
-    }
+def measure(entry: zoo.Paper, contest: contests.Contest, size: str) -> list[results.Row]:
+    """A row for each layout: a method shared out, the same on every device, and optax's Muon."""
+    sharing = dataclasses.replace(contest, variant={**contest.variant, "shard_over": "data"})
+    shared, alone = (contests.build(entry, each) for each in (sharing, contest))
+    peer = contrib.muon(contests.LEARNING_RATE)
+    operations = hlo.flops(compiled(alone, size, 1, PartitionSpec()))
+    rows: list[results.Row] = []
+    for layout, spec in LAYOUTS.items() if operations else ():
+        row = {"method": f"{contests.label(entry, sharing)} {layout}", "library": entry.library, "size": size}
+        row |= {"devices": DEVICES, "peer": "optax.contrib.muon"}
+        for prefix, tx in {"": shared, "alone_": alone, "peer_": peer}.items():
+            row |= {f"{prefix}{key}": value for key, value in figures(tx, size, spec, operations).items()}
+        rows.append(row)
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -89,11 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.report:
         if jax.local_device_count() < DEVICES:
             raise SystemExit(f"set XLA_FLAGS=--xla_force_host_platform_device_count={DEVICES}")
-        for entry in {entry.name: entry for entry, _ in results.chosen(parser, options)}.values():
-            for layout in LAYOUTS if "shard_over" in inspect.signature(entry.make).parameters else ():
-                row = measure(entry, "tiny" if options.quick else options.size, layout)
-                print(f"{row['method']}: {row['operations']} of the operations", file=sys.stderr)
-                results.save(path, "sharing", [row])
+        for entry, contest in results.chosen(parser, options):
+            if "shard_over" in inspect.signature(entry.make).parameters:
+                rows = measure(entry, contest, "tiny" if options.quick else options.size)
+                for row in rows:
+                    print(f"{row['method']}: {row['operations']} of the operations", file=sys.stderr)
+                results.save(path, "sharing", rows)
     print(results.report(path, FIGURES))
 
 

@@ -17,7 +17,11 @@ def is_spec(x: object) -> bool:
     return isinstance(x, PartitionSpec)
 
 
-def cuts(x: Array, spec: PartitionSpec | None, where: str, why: str) -> tuple[tuple[str, ...], ...]:
+UPDATE = "update(grads, state, params, param_specs=...)"
+"""How an update is told of PartitionSpecs."""
+
+
+def cuts(x: Array, spec: PartitionSpec | None, where: str, why: str, call: str = UPDATE) -> tuple[tuple[str, ...], ...]:
     """Of each axis of `x`, the mesh axes of an enclosing shard_map that cut it.
 
     Args:
@@ -25,6 +29,7 @@ def cuts(x: Array, spec: PartitionSpec | None, where: str, why: str) -> tuple[tu
       spec: how the leaf is sharded; None: unknown.
       where: the beginning of an error, such as "muon: the leaf at ['w']".
       why: what the method needs, such as "a matrix must be whole".
+      call: how to hand over the spec.
 
     Raises:
       ValueError: `x` differs between devices and there is no spec.
@@ -33,7 +38,7 @@ def cuts(x: Array, spec: PartitionSpec | None, where: str, why: str) -> tuple[tu
         if varying := mesh.varying_axes(x):
             raise ValueError(
                 f"{where} is one device's block along mesh axis {varying[0]!r}, and {why}; pass the parameters'"
-                " PartitionSpecs, update(grads, state, params, param_specs=...)"
+                f" PartitionSpecs, {call}"
             )
         return ((),) * x.ndim
     manual = jax.sharding.get_abstract_mesh().manual_axes
@@ -64,9 +69,9 @@ class Block:
     cut: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def of(cls, x: Array, spec: PartitionSpec | None, where: str, why: str) -> "Block":
+    def of(cls, x: Array, spec: PartitionSpec | None, where: str, why: str, call: str = UPDATE) -> "Block":
         """Reads where `x` lies; arguments and error as in `cuts`."""
-        return cls(x.shape, cuts(x, spec, where, why))
+        return cls(x.shape, cuts(x, spec, where, why, call))
 
     @classmethod
     def beside(cls, kept: Array, x: Array, spec: PartitionSpec | None, where: str, why: str) -> "Block":

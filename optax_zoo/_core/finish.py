@@ -22,11 +22,15 @@ Decoupling: TypeAlias = Literal["lr", "fixed", "l2", "after", "cautious"]
 
 
 class LearningRateState(NamedTuple):
+    """State of the learning rate of an optimizer."""
+
     count: Array  # steps taken
     learning_rate: Array  # last rate used
 
 
 class DecayState(NamedTuple):
+    """State of weight decay."""
+
     count: Array  # steps taken
 
 
@@ -140,13 +144,13 @@ def add_decay(weight_decay: hp.ScalarOrSchedule, mask: Mask | None) -> optax.Gra
     return add
 
 
-def flags(mask: Mask | None) -> Callable[[PyTree], PyTree]:
-    """`mask` as a function of a tree that returns a (prefix) tree of Python bools."""
+def flags(mask: Mask | None, argument: str = "mask") -> Callable[[PyTree], PyTree]:
+    """`mask`, the method's `argument`, as a function of a tree that returns a (prefix) tree of Python bools."""
     name = speaker()
 
     def flag(value: Any) -> bool:
         if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{name}: mask must hold True or False for every leaf, got {value!r}")
+            raise TypeError(f"{name}: {argument} must hold True or False for every leaf, got {value!r}")
         return bool(value)
 
     def of(tree: PyTree) -> PyTree:

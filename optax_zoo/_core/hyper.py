@@ -36,6 +36,11 @@ RANGES: Mapping[str, str] = {
 """The field's usual ranges by argument name; a method that differs passes its own."""
 
 
+def structural(default: int) -> Any:
+    """A default that shapes a program: as NumPy's integer, `optax.inject_hyperparams` does not make it an array."""
+    return np.int64(default)
+
+
 class StepSchedule(optax.schedules.StatefulSchedule):
     """A schedule of the number of the step being taken, t = 1, 2, ..., as papers count.
 
@@ -155,6 +160,19 @@ def check_range(name: str, value: object, interval: str) -> None:
         below = x <= high if interval[-1] == "]" else x < high
         if not (above and below):
             raise ValueError(f"{speaker()}: {name} must be in {interval}, got {value}")
+
+
+def whole_number(name: str, value: object) -> None:
+    """Raises unless `value` is a whole number from 1 on, as far as that is known.
+
+    Raises:
+      TypeError: neither a number, an array nor a schedule.
+      ValueError: a concrete number below 1 or with a fraction.
+    """
+    check_range(name, value, "[1, inf)")
+    concrete = isinstance(value, numbers.Real | Array | np.ndarray) and not isinstance(value, Tracer)
+    if concrete and any(x != round(x) for x in np.ravel(np.asarray(value, np.float64))):
+        raise ValueError(f"{speaker()}: {name} must be a whole number, got {value}")
 
 
 def checked(values: Mapping[str, Any], ranges: Mapping[str, str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A leaf that is one device's block inside shard_map is assembled first and cut ag
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -19,7 +20,16 @@ from optax_zoo._core import mesh
 from optax_zoo._core.blocks import cuts
 from optax_zoo._core.notes import note
 from optax_zoo._core.trees import PyTree
-from optax_zoo._core.views import KERNEL, Axes, DimensionNumbers, MatrixView, choose, is_fallback, is_view, path_name
+from optax_zoo._core.views import (
+    DimensionNumbers,
+    MatrixView,
+    as_axes,
+    as_matrix_view,
+    choose_views,
+    is_fallback,
+    is_view,
+    path_name,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Layout:
     batch: tuple[int, ...]
     split: tuple[int, ...]
     heads: int
-    where: str
+    where: str = dataclasses.field(compare=False)  # equal leaves are traced once
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -107,6 +117,7 @@ def layout(view: Any, shape: tuple[int, ...], where: str) -> Layout:
       where: the beginning of an error, such as "muon: the leaf at ['w']".
 
     Raises:
+      TypeError: `view` is none.
       ValueError: fewer than two axes, axes out of range, repeated or not all named, or blocks that do not divide the
         outputs.
     """
@@ -116,17 +127,14 @@ def layout(view: Any, shape: tuple[int, ...], where: str) -> Layout:
         raise ValueError(f"{where} is left to the fallback optimizer, which is not here; mask it")
     if ndim < 2:
         raise ValueError(f"{where} is not a matrix; mask it, or let another method update it")
-    if view is None:
-        view = KERNEL
-    elif not isinstance(view, MatrixView):
-        reduction, output = _axes(view.reduction_axis), _axes(view.output_axis)
-        named = {axis % ndim for axis in reduction + output}
-        view = MatrixView(reduction, output, [axis for axis in range(ndim) if axis not in named])
+    if not (view is None or is_view(view)):
+        raise TypeError(f"{where} must have a MatrixView or None, got {view!r}")
+    view = as_matrix_view(view, ndim)
     inputs = view.reduction
     if inputs is None:
-        named = {axis % ndim for axis in _axes(view.output) + _axes(view.batch)}
+        named = {axis % ndim for axis in as_axes(view.output) + as_axes(view.batch)}
         inputs = [axis for axis in range(ndim) if axis not in named]
-    kinds = tuple(map(_axes, (inputs, view.output, view.batch)))
+    kinds = tuple(map(as_axes, (inputs, view.output, view.batch)))
     named = f"reduction {kinds[0]}, output {kinds[1]} and batch {kinds[2]}"
     if any(not -ndim <= axis < ndim for axes in kinds for axis in axes):
         raise ValueError(f"{where} has axes -{ndim} to {ndim - 1}, its view names {named}")
@@ -139,12 +147,13 @@ def layout(view: Any, shape: tuple[int, ...], where: str) -> Layout:
 
 def _split(view: MatrixView, fan_out: int, where: str) -> tuple[int, ...]:
     """The sizes of the blocks that a view cuts so many outputs into; () for one."""
-    if isinstance(view.split, int):
-        if view.split < 1 or fan_out % view.split:
-            raise ValueError(f"{where} has {fan_out} outputs, which its split into {view.split} does not divide")
-        sizes = (fan_out // view.split,) * view.split if view.split > 1 else ()
+    if isinstance(view.split, Sequence):
+        sizes = tuple(map(operator.index, view.split))
     else:
-        sizes = tuple(view.split)
+        number = operator.index(view.split)
+        if number < 1 or fan_out % number:
+            raise ValueError(f"{where} has {fan_out} outputs, which its split into {number} does not divide")
+        sizes = (fan_out // number,) * number if number > 1 else ()
     if sizes and (sum(sizes) != fan_out or min(sizes) < 1):
         raise ValueError(f"{where} has {fan_out} outputs, which its split {sizes} must add up to")
     for size in sizes or (fan_out,):
@@ -160,7 +169,7 @@ def layouts(speaker: str, dimension_numbers: DimensionNumbers, tree: PyTree) -> 
       ValueError: a leaf that is no matrix, or whose view does not fit; the sentence names its path.
     """
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    views = choose(speaker, "dimension_numbers", dimension_numbers, tree, is_view)
+    views = choose_views(speaker, dimension_numbers, tree)
     found = [
         layout(view, x.shape, f"{speaker}: the leaf at {keystr(path) or 'the root'}")
         for (path, x), view in zip(flat, views, strict=True)
@@ -186,10 +195,6 @@ def _in_words(fans: Sequence[tuple[int, int, int]]) -> str:
         kinds[fan_in, fan_out] = kinds.get((fan_in, fan_out), 0) + number
     words = [f"{number} matri{'x' if number == 1 else 'ces'} of {m} x {n}" for (m, n), number in kinds.items()]
     return " and ".join(words)
-
-
-def _axes(axes: Axes) -> tuple[int, ...]:
-    return (axes,) if isinstance(axes, int) else tuple(axes)
 
 
 def uncut(spec: PartitionSpec | None, axes: Iterable[int]) -> PartitionSpec | None:

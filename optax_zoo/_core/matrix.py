@@ -18,11 +18,12 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
-from optax_zoo._core.hyper import Scalar, check_range, choice
+from optax_zoo._core.hyper import Scalar, abs_sq, choice, number, whole_number
 from optax_zoo._core.layouts import layout
 from optax_zoo._core.naming import method as public
 from optax_zoo._core.naming import speaker
-from optax_zoo._core.quintics import Coefficients, Row, rows_of
+from optax_zoo._core.norms import divisible, root
+from optax_zoo._core.quintics import NS_STEPS, Coefficients, Row, rows_of
 from optax_zoo._core.slots import at_least_float32, floating
 
 Method: TypeAlias = Literal["auto", "plain", "gram", "svd"]
@@ -41,7 +42,7 @@ def orthogonalize(
     x: Array,
     *,
     ns_coeffs: Coefficients = "keller",
-    ns_steps: int | Array = 5,
+    ns_steps: int | Array = NS_STEPS,
     eps: Scalar = 1e-7,
     norm_safety: Scalar = 1.0,
     method: Method = "plain",
@@ -67,8 +68,8 @@ def orthogonalize(
         dtype and the platform, with restarts enough for float32.
       gram_restarts: of "gram": steps (0-based) before which the Gram matrix is computed afresh. Without any,
         float32 is good for 5 steps and less is unstable.
-      compute_dtype: arithmetic of the products, at least float32 if None. The norm is in float32 or better
-        anyway.
+      compute_dtype: arithmetic of the products, at least float32 if None; complex64 or better where `x` is complex.
+        The norm is in float32 or better anyway.
       dimension_numbers: None, or a `MatrixView` that says which axes of `x` make a matrix.
 
     Returns:
@@ -92,9 +93,9 @@ def orthogonalize(
 
 
 def check_scales(eps: Any, norm_safety: Any) -> None:
-    """Raises where `eps` or `norm_safety` is concrete and out of range."""
-    check_range("eps", eps, "[0, inf)")
-    check_range("norm_safety", norm_safety, "(0, inf)")
+    """Raises where `eps` or `norm_safety` is a schedule, or concrete and out of range."""
+    number("eps", eps, "[0, inf)")
+    number("norm_safety", norm_safety, "(0, inf)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,8 @@ class Solver:
         choice("method", method, Method)
         if compute_dtype is not None:
             compute_dtype = floating(compute_dtype)
-        if any(not isinstance(i, numbers.Integral) or i < 0 for i in gram_restarts or ()):
+        restarts = () if gram_restarts is None else gram_restarts
+        if not isinstance(restarts, Sequence) or any(not isinstance(i, numbers.Integral) or i < 0 for i in restarts):
             raise ValueError(f"{speaker()}: gram_restarts must be step numbers from 0, got {gram_restarts!r}")
         rows, repeats = rows_of(ns_coeffs)
         steps = _checked_steps(ns_steps)
@@ -194,9 +196,7 @@ def _batched(solve: Callable[[Array], Array], equals: Sequence[Array], batch: in
 def _checked_steps(ns_steps: Any) -> int | Array:
     if isinstance(ns_steps, Tracer):
         return ns_steps.astype(jnp.int32)
-    check_range("ns_steps", ns_steps, "[1, inf)")
-    if jnp.ndim(ns_steps) or int(ns_steps) != ns_steps:
-        raise ValueError(f"{speaker()}: ns_steps must be a whole number, got {ns_steps}")
+    whole_number("ns_steps", number("ns_steps", ns_steps, "[1, inf)"))
     return int(ns_steps)
 
 
@@ -204,6 +204,8 @@ def _checked_steps(ns_steps: Any) -> int | Array:
 def _orthogonalized(x: Array, eps: Scalar, norm_safety: Scalar, steps: Array | None, solver: Solver) -> Array:
     wide = at_least_float32(x.dtype)
     compute = jnp.dtype(wide if solver.compute_dtype is None else solver.compute_dtype)
+    if jnp.issubdtype(wide, jnp.complexfloating) and not jnp.issubdtype(compute, jnp.complexfloating):
+        compute = wide
 
     def one(matrix: Array) -> Array:
         unit = _normalized(matrix.astype(wide), eps, norm_safety)
@@ -233,12 +235,11 @@ def _orthogonalized(x: Array, eps: Scalar, norm_safety: Scalar, steps: Array | N
 
 def _normalized(x: Array, eps: Scalar, norm_safety: Scalar) -> Array:
     """x / (norm_safety * ||x||_F + eps), whatever the scale of x; 0 if x is 0."""
-    real = jnp.finfo(x.dtype).dtype
-    top = jnp.max(jnp.abs(x))
-    top = jnp.where((top > 0) & jnp.isfinite(top), top, jnp.ones_like(top))
-    norm = top * jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x) / top)))
-    divisor = jnp.asarray(norm_safety, real) * norm + jnp.asarray(eps, real)
-    return x / jnp.where(divisor == 0, jnp.ones_like(divisor), divisor).astype(x.dtype)
+    top = divisible(jnp.max(jnp.abs(x)))
+    unit = x / top.astype(x.dtype)
+    size = root(jnp.sum(abs_sq(unit)))
+    divisor = jnp.asarray(norm_safety, size.dtype) * size + jnp.asarray(eps, size.dtype) / top
+    return unit / jnp.where(divisor == 0, jnp.ones_like(divisor), divisor).astype(x.dtype)
 
 
 def _small_side(x: Array, precision: lax.Precision | None) -> tuple[Callable[[Array], Array], Callable[..., Array]]:

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import ParamSpec, TypeVar
 
+import numpy as np
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -42,10 +44,12 @@ def method(function: Callable[P, R]) -> Callable[P, R]:
     """Marks a public factory: its name begins every error, and an unknown keyword names the closest one.
 
     Raises:
-      TypeError: when called with arguments that `function` does not take.
+      TypeError: when called with arguments that `function` does not take, or with something else than True or False
+        for an argument of type `bool`.
     """
     signature = inspect.signature(function)
     name = function.__name__
+    flags = [word for word, parameter in signature.parameters.items() if parameter.annotation is bool]
     takes = f"; it takes {', '.join(signature.parameters)}"
 
     @functools.wraps(function)
@@ -55,9 +59,12 @@ def method(function: Callable[P, R]) -> Callable[P, R]:
             hint = suggestion(unknown[0], signature.parameters) or takes
             raise TypeError(f"{name}: no argument {unknown[0]!r}{hint}")
         try:
-            signature.bind(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise TypeError(f"{name}: {error}{takes}") from None
+        for flag in flags:
+            if flag in given and not isinstance(given[flag], bool | np.bool_):
+                raise TypeError(f"{name}: {flag} must be True or False, got {given[flag]!r}")
         with speaking_as(name):
             return function(*args, **kwargs)
 

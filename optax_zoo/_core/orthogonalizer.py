@@ -17,7 +17,7 @@ from optax_zoo._core.blocks import is_spec
 from optax_zoo._core.layouts import Layout, Matrices, block_cuts, layouts, layouts_of
 from optax_zoo._core.matrix import Method, Solver
 from optax_zoo._core.naming import speaker
-from optax_zoo._core.quintics import Coefficients
+from optax_zoo._core.quintics import NS_STEPS, Coefficients
 from optax_zoo._core.sharing import ShardOver, Share, shared_in_shard_map, shared_under_jit
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import DimensionNumbers, choose
@@ -41,7 +41,7 @@ class Orthogonalizer:
         cls,
         *,
         ns_coeffs: Coefficients = "keller",
-        ns_steps: int | Array = 5,
+        ns_steps: int | Array = NS_STEPS,
         eps: hp.ScalarOrSchedule = 1e-7,
         norm_safety: hp.ScalarOrSchedule = 1.0,
         method: Method = "auto",

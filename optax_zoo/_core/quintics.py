@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from optax_zoo._core.hyper import check_range
-from optax_zoo._core.naming import speaker, suggestion
+from optax_zoo._core.hyper import number, structural, whole_number
+from optax_zoo._core.naming import method, speaker, suggestion
 
 Row: TypeAlias = tuple[float, float, float]
 Coefficients: TypeAlias = str | Sequence[float] | Sequence[Sequence[float]]
@@ -17,6 +17,10 @@ Coefficients: TypeAlias = str | Sequence[float] | Sequence[Sequence[float]]
 
 _DEGREE_5_LIMIT: Row = (1.875, -1.25, 0.375)
 _POLAR_EXPRESS_CUSHION = 0.02407327424182761
+_REMEZ_EXCHANGES = 100
+
+NS_STEPS = structural(5)
+"""The usual number of steps."""
 
 
 PRESETS: Mapping[str, tuple[Row, ...]] = {
@@ -58,8 +62,6 @@ PRESETS: Mapping[str, tuple[Row, ...]] = {
     ),
 }
 
-_REMEZ_EXCHANGES = 100
-
 OPEN_ENDED = ("keller", "polar_express")
 """Presets whose last row may be repeated: they run for as many steps as asked."""
 
@@ -75,14 +77,17 @@ def rows_of(ns_coeffs: Coefficients) -> tuple[tuple[Row, ...], bool]:
             hint = suggestion(ns_coeffs, PRESETS) or f"; there are {', '.join(PRESETS)}"
             raise ValueError(f"{speaker()}: no ns_coeffs {ns_coeffs!r}{hint}")
         return PRESETS[ns_coeffs], ns_coeffs in OPEN_ENDED
-    table = np.asarray(ns_coeffs, dtype=np.float64)
+    wanted = f"{speaker()}: ns_coeffs must be a preset, a row (a, b, c) or a table of rows, got {ns_coeffs!r}"
+    try:
+        table = np.asarray(ns_coeffs, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(wanted) from None
     if table.shape[-1:] != (3,) or table.ndim > 2 or table.size == 0 or not np.isfinite(table).all():
-        raise ValueError(
-            f"{speaker()}: ns_coeffs must be a preset, a row (a, b, c) or a table of rows, got {ns_coeffs!r}"
-        )
+        raise ValueError(wanted)
     return tuple((a, b, c) for a, b, c in table.reshape(-1, 3).tolist()), table.ndim == 1
 
 
+@method
 def polar_express_coeffs(
     num_steps: int, lower: float = 1e-3, cushion: float = _POLAR_EXPRESS_CUSHION, safety: float = 1.0
 ) -> tuple[Row, ...]:
@@ -104,16 +109,13 @@ def polar_express_coeffs(
     Raises:
       ValueError: an argument out of range.
     """
-    for name, value, interval in (
-        ("num_steps", num_steps, "[1, inf)"),
-        ("lower", lower, "(0, 1]"),
-        ("cushion", cushion, "[0, 1)"),
-        ("safety", safety, "[1, inf)"),
-    ):
-        check_range(f"polar_express_coeffs' {name}", value, interval)
+    whole_number("num_steps", num_steps)
+    number("lower", lower, "(0, 1]")
+    number("cushion", cushion, "[0, 1)")
+    number("safety", safety, "[1, inf)")
     low, high = float(lower), 1.0
     rows = []
-    for step in range(num_steps):
+    for step in range(int(num_steps)):
         row = _equioscillating(max(low, cushion * high), high)
         if cushion * high > low:
             row = row * 2.0 / (_quintic(row, low) + _quintic(row, high))

@@ -5,13 +5,14 @@ rules over paths (`matrix_rules`); the word "fallback" in the place of a view le
 """
 
 import inspect
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jax.tree_util import keystr
 
-from optax_zoo._core.naming import speaking_as
+from optax_zoo._core.naming import speaking_as, suggestion
 from optax_zoo._core.trees import PyTree, is_function
 
 Axes: TypeAlias = int | Sequence[int]
@@ -43,14 +44,28 @@ KERNEL = MatrixView(None, -1)
 
 
 DimensionNumbers: TypeAlias = Any
-"""None or a `Choice` of `MatrixView`s, such as `matrix_rules(...)`; objects with `reduction_axis` and `output_axis`,
-such as `optax.contrib.MuonDimensionNumbers`, count as views whose other axes are batch axes. None for a leaf: `KERNEL`.
-"fallback" for a leaf: it is no matrix."""
+"""None, `matrix_rules(...)` or a `Choice` of `MatrixView`s; objects with `reduction_axis` and `output_axis`, such as
+`optax.contrib.MuonDimensionNumbers`, count as views whose other axes are batch axes. "fallback" for a leaf: it is no
+matrix. None for a leaf: `KERNEL`, but beside optax's views what it means there, "fallback"."""
 
 
 def is_view(x: object) -> bool:
     """Whether `x` says how a leaf is read as matrices."""
     return isinstance(x, MatrixView) or (hasattr(x, "reduction_axis") and hasattr(x, "output_axis"))
+
+
+def as_matrix_view(view: Any, ndim: int) -> MatrixView:
+    """A view of a leaf of so many axes; None is `KERNEL`."""
+    if view is None or isinstance(view, MatrixView):
+        return KERNEL if view is None else view
+    reduction, output = as_axes(view.reduction_axis), as_axes(view.output_axis)
+    named = {axis % ndim for axis in reduction + output}
+    return MatrixView(reduction, output, [axis for axis in range(ndim) if axis not in named])
+
+
+def as_axes(axes: Axes) -> tuple[int, ...]:
+    """One axis or several as a tuple of Python integers."""
+    return tuple(map(operator.index, axes)) if isinstance(axes, Sequence) else (operator.index(axes),)
 
 
 def is_fallback(x: object) -> bool:
@@ -64,9 +79,22 @@ def path_name(path: KeyPath) -> str:
 
 
 def choose(
-    speaker: str, what: str, value: Choice, tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+    speaker: str,
+    what: str,
+    value: Choice,
+    tree: PyTree,
+    is_leaf: Callable[[Any], bool] | None = None,
+    seen: Callable[[Any], Any] = lambda leaf: leaf,
 ) -> list[Any]:
     """The value that `value` gives to each leaf of `tree` (`None` and `MaskedNode` hold no leaf).
+
+    Args:
+      speaker: the method.
+      what: the argument that `value` is.
+      value: a `Choice`.
+      tree: of leaves.
+      is_leaf: which containers are values.
+      seen: what a function of two arguments is told of a leaf beside its path.
 
     Raises:
       ValueError: a tree without an entry for some leaf of `tree`.
@@ -75,7 +103,7 @@ def choose(
     if is_function(value):
         if _required_arguments(value) == 2:
             with speaking_as(speaker):
-                return [value(path_name(path), leaf) for path, leaf in flat]
+                return [value(path_name(path), seen(leaf)) for path, leaf in flat]
         value = value(tree)
 
     def stop(node: Any) -> bool:
@@ -90,6 +118,27 @@ def choose(
         raise ValueError(f"{speaker}: {what} has no entry for the leaf at {keystr(path)}")
 
     return [entry(path) for path, _ in flat]
+
+
+def choose_views(speaker: str, dimension_numbers: DimensionNumbers, tree: PyTree) -> list[Any]:
+    """The view of each leaf of `tree`, None or "fallback".
+
+    Raises:
+      TypeError: an entry that is none of these; the sentence names the leaf.
+      ValueError: a tree without an entry, or rules of which none fits.
+    """
+    by_rules = getattr(dimension_numbers, "view_of", None)
+    chosen = choose(speaker, "dimension_numbers", by_rules or dimension_numbers, tree, is_view)
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    for (path, _), view in zip(flat, chosen, strict=True):
+        if not (view is None or is_view(view) or is_fallback(view)):
+            hint = suggestion(view, [FALLBACK]) if isinstance(view, str) else ""
+            raise TypeError(
+                f"{speaker}: dimension_numbers must be a MatrixView, None or {FALLBACK!r} for the leaf at"
+                f" {keystr(path) or 'the root'}, got {view!r}{hint}"
+            )
+    optax_s = any(is_view(view) and not isinstance(view, MatrixView) for view in chosen)
+    return [FALLBACK if view is None and optax_s else view for view in chosen]
 
 
 def _required_arguments(function: Callable[..., Any]) -> int:

@@ -1,6 +1,5 @@
 """Matrix methods update matrices; embeddings, heads, gains and biases go to AdamW. Here is who goes where."""
 
-import fnmatch
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,27 +9,27 @@ import optax
 from jax import Array
 from jax import numpy as jnp
 
-from optax_zoo._core.finish import Mask, finish
+from optax_zoo._core.finish import Decoupling, Mask, finish
 from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq, check_range, debias, ema
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import speaker
 from optax_zoo._core.notes import note
-from optax_zoo._core.rules import EMBEDDINGS_AND_HEADS, names
-from optax_zoo._core.slots import squares, zeros
+from optax_zoo._core.rules import EMBEDDINGS_AND_HEADS, VECTORS, fits, mentions
+from optax_zoo._core.slots import PerParameter, squares, zeros
 from optax_zoo._core.trees import Leaves, PyTree
-from optax_zoo._core.views import Choice, DimensionNumbers, choose, is_fallback, is_view, path_name
+from optax_zoo._core.views import Choice, DimensionNumbers, choose, choose_views, is_fallback, is_view, path_name
 
 HIDDEN = "hidden"
 """A `muon_mask` in one word: matrices that are neither embeddings nor output heads, `muon_mask_by_path()`."""
 
 
 def muon_mask_by_path(
-    exclude: Sequence[str] = EMBEDDINGS_AND_HEADS, *, min_ndim: int = 2
+    exclude: str | Sequence[str] = EMBEDDINGS_AND_HEADS, *, min_ndim: int = 2
 ) -> Callable[[str, Array], bool]:
-    """A `muon_mask` that leaves embeddings and output heads to Adam by their names.
+    """A `muon_mask` that leaves embeddings, output heads, biases and scales to Adam by their names.
 
     Args:
-      exclude: shell patterns, compared without case with each part of a path such as
+      exclude: a shell pattern, or several, compared without case with each part of a path such as
         "decoder/lm_head/kernel".
       min_ndim: leaves with fewer axes go to Adam too (2: matrices and convolution kernels are
         orthogonalised).
@@ -40,16 +39,18 @@ def muon_mask_by_path(
     """
 
     def mask(path: str, leaf: Array) -> bool:
-        named = any(fnmatch.fnmatchcase(part, pattern.lower()) for part in names(path) for pattern in exclude)
-        return not named and jnp.ndim(leaf) >= min_ndim
+        vector = any(fits(path, name) for name in VECTORS)
+        return not (vector or mentions(path, exclude)) and jnp.ndim(leaf) >= min_ndim
 
     return mask
 
 
 class AuxiliaryAdamState(NamedTuple):
+    """State of AdamW beside a matrix method."""
+
     count: Array  # steps taken
-    mu: optax.Updates  # first moment
-    nu: optax.Updates  # second moment
+    mu: PerParameter  # first moment
+    nu: PerParameter  # second moment
 
 
 def with_auxiliary_adam(
@@ -63,6 +64,7 @@ def with_auxiliary_adam(
     adam_b2: ScalarOrSchedule,
     adam_eps: ScalarOrSchedule,
     adam_weight_decay: ScalarOrSchedule,
+    decay: Decoupling = "lr",
 ) -> optax.GradientTransformationExtraArgs:
     """`matrices` on the leaves that `muon_mask` chooses, AdamW on the others.
 
@@ -77,13 +79,14 @@ def with_auxiliary_adam(
       adam_b2: decay of the second moment, in [0, 1).
       adam_eps: added to the root after bias correction, at least 0.
       adam_weight_decay: decoupled, multiplied by the learning rate.
+      decay: of AdamW, see `finish`.
 
     Returns:
       An `optax.partition` with the labels "matrix" and "adam".
     """
     check_range("adam_learning_rate", adam_learning_rate, "[0, inf)")
     check_range("adam_weight_decay", adam_weight_decay, "[0, inf)")
-    adam = finish(_scale_by_adam(adam_b1, adam_b2, adam_eps), adam_learning_rate, adam_weight_decay, mask)
+    adam = finish(_scale_by_adam(adam_b1, adam_b2, adam_eps), adam_learning_rate, adam_weight_decay, mask, decay=decay)
     return by_kind(matrices, adam, dimension_numbers=dimension_numbers, muon_mask=muon_mask)
 
 
@@ -111,7 +114,7 @@ def by_kind(
         flat, treedef = jax.tree_util.tree_flatten_with_path(params)
         views = [None] * len(flat)
         if not is_view(dimension_numbers):
-            views = choose(name, "dimension_numbers", dimension_numbers, params, is_view)
+            views = choose_views(name, dimension_numbers, params)
         chosen = masked(params) or [
             not is_fallback(view) and (view is not None or jnp.ndim(leaf) == 2)
             for (_, leaf), view in zip(flat, views, strict=True)
@@ -120,14 +123,35 @@ def by_kind(
             note(name, path_name(path), jnp.shape(leaf), "a matrix" if yes else "left to adam")
         return jax.tree.unflatten(treedef, ["matrix" if yes else "adam" for yes in chosen])
 
-    parts = optax.partition({"matrix": matrices, "adam": adam}, labels)
+    kinds: dict[Any, optax.GradientTransformationExtraArgs] = {
+        "matrix": optax.with_extra_args_support(matrices),
+        "adam": optax.with_extra_args_support(adam),
+    }
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
-        if params is not None:
-            Leaves(name, "the gradient", updates).match("params", params)
-        return parts.update(updates, state, params, **extra)
+        leaves = Leaves(name, "the gradient", updates)
+        absent = [path for path, leaf in zip(leaves.paths, leaves.values, strict=True) if leaf is None]
+        if params is None and absent:
+            raise ValueError(f"{name}: the gradient at {absent[0]} is None; pass params, which say who updates it")
+        points = None if params is None else leaves.match("params", params)
+        labelled = leaves.match("the labels", labels(updates if params is None else params))
+        inner_states, new = {}, leaves.values
+        for kind, tx in kinds.items():
+            # A leaf that is None in the parameters too has no kind.
+            mine = [label in (kind, None) for label in labelled]
+            masked = leaves.unflatten(_masked(leaves.values, mine))
+            masked_params = None if points is None else leaves.unflatten(_masked(points, mine))
+            old = state.inner_states[kind]
+            out, after = tx.update(masked, old.inner_state, masked_params, **extra)
+            inner_states[kind] = old._replace(inner_state=after)
+            new = [u if yes else v for u, v, yes in zip(leaves.match("updates", out), new, mine, strict=True)]
+        return leaves.unflatten(new), state._replace(inner_states=inner_states)
 
-    return optax.GradientTransformationExtraArgs(parts.init, update)
+    return optax.GradientTransformationExtraArgs(optax.partition(kinds, labels).init, update)
+
+
+def _masked(leaves: Sequence[Any], mine: Sequence[bool]) -> list[Any]:
+    return [leaf if yes else optax.MaskedNode() for leaf, yes in zip(leaves, mine, strict=True)]
 
 
 def _scale_by_adam(b1: Any, b2: Any, eps: Any) -> optax.GradientTransformationExtraArgs:

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
+from optax_zoo._core.norms import divisible
 from optax_zoo._core.occasion import replaced
 
 
@@ -47,5 +48,4 @@ def _settled(basis: Array, sizes: Array, columns: Array, instead: Array) -> Arra
 
 def _scaled(x: Array) -> Array:
     """`x` with a largest entry of 1; 0 if `x` is 0."""
-    top = jnp.max(jnp.abs(x))
-    return x / jnp.where((top > 0) & jnp.isfinite(top), top, jnp.ones_like(top))
+    return x / divisible(jnp.max(jnp.abs(x)))

@@ -21,7 +21,7 @@ from optax_zoo._core.naming import speaker
 from optax_zoo._core.notes import note
 from optax_zoo._core.slots import Statistic, squares
 from optax_zoo._core.trees import PyTree
-from optax_zoo._core.views import DimensionNumbers, choose, is_fallback, is_view, path_name
+from optax_zoo._core.views import DimensionNumbers, choose_views, is_fallback, is_view, path_name
 
 Axes: TypeAlias = tuple[int, ...]
 Shape: TypeAlias = tuple[int, ...]
@@ -86,7 +86,7 @@ def factorings(factored: bool, least: Any, dimension_numbers: DimensionNumbers) 
 
     def of(tree: PyTree) -> PyTree:
         flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        views = choose(name, "dimension_numbers", dimension_numbers, tree, is_view)
+        views = choose_views(name, dimension_numbers, tree)
         return jax.tree.unflatten(treedef, [factoring(*pair, view) for pair, view in zip(flat, views, strict=True)])
 
     return of

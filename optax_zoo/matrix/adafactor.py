@@ -230,14 +230,21 @@ def adafactor(
         step=step,
         static={
             "factoring": factorings(factored, min_dim_size_to_factor, dimension_numbers),
-            "mask": flags(weight_decay_mask),
+            "weight_decay_mask": flags(weight_decay_mask, "weight_decay_mask"),
         },
         learning_rate=0.0 if has_rate else None,
         **second_moments(factored),
         m=zeros(dtype_momentum) if averages else None,
     )
     def rule(
-        g: Array, s: AdafactorState, h: Any, p: Array, *, factoring: Factoring, mask: bool, spec: PartitionSpec | None
+        g: Array,
+        s: AdafactorState,
+        h: Any,
+        p: Array,
+        *,
+        factoring: Factoring,
+        weight_decay_mask: bool,
+        spec: PartitionSpec | None,
     ) -> tuple[Array, AdafactorState]:
         u, s = _over_root(g, s, h, factoring, spec, name)
         size = h.learning_rate if has_rate else 1.0
@@ -248,7 +255,7 @@ def adafactor(
         if averages:
             u = ema(s.m, u, h.momentum)
             s = s._replace(m=u)
-        if decays and mask:
+        if decays and weight_decay_mask:
             u = u + h.weight_decay_rate * (size if scale_weight_decay else 1.0) * p
         return -u, s
 

@@ -22,9 +22,10 @@ from optax_zoo._core.layouts import Layout, Matrices, uncut
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.matrix import Method
 from optax_zoo._core.naming import method as public
+from optax_zoo._core.norms import root
 from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.quintics import Coefficients
+from optax_zoo._core.quintics import NS_STEPS, Coefficients
 from optax_zoo._core.sharing import ShardOver
 from optax_zoo._core.slots import PerLeaf, PerParameter, Statistic, real_at_least_float32, zeros
 from optax_zoo._core.trees import PyTree
@@ -78,10 +79,10 @@ def _adago(
     ) -> tuple[Array, AdagoState]:
         mixed, m = accumulated(g, s.momentum, h.momentum, nesterov, "ema")
         matrices = Matrices.of(g, axes, spec, assemble=False)
-        norms = [jnp.sqrt(matrices.sum(abs_sq(x), -2, -1)) for x in matrices.blocks]
+        norms = [root(matrices.sum(abs_sq(x), -2, -1)) for x in matrices.blocks]
         clipped = jnp.minimum(_numbers(s.acc, axes, spec).restore(norms), h.gamma)
         acc = s.acc + clipped * clipped
-        alpha = jnp.maximum(h.learning_rate * clipped / jnp.sqrt(h.v0 * h.v0 + acc), h.eps)
+        alpha = jnp.maximum(h.learning_rate * clipped / jnp.hypot(h.v0, root(acc)), h.eps)
         return mixed, s._replace(momentum=m, acc=acc, alpha=alpha)
 
     @leafwise(_Steps, static=axes, alpha=Statistic(_no_numbers))
@@ -109,7 +110,7 @@ def scale_by_adago(
     v0: ScalarOrSchedule = 1e-6,
     nesterov: bool = False,
     ns_coeffs: Coefficients = "keller",
-    ns_steps: int | Array = 5,
+    ns_steps: int | Array = NS_STEPS,
     ns_eps: ScalarOrSchedule = 1e-7,
     method: Method = "auto",
     mu_dtype: DTypeLike | None = None,
@@ -119,7 +120,14 @@ def scale_by_adago(
 ) -> optax.GradientTransformationExtraArgs:
     """The AdaGO direction (arXiv:2509.02981) without the floor of the step, which contains the learning rate.
 
-    For trees of matrices only; arguments as in `adago`, `update` as in `scale_by_muon`.
+    For trees of matrices only; arguments as in `adago`.
+
+    Returns:
+      The transformation; one number of state per parameter and two per matrix. Its `update` takes `param_specs`, see
+      `muon`.
+
+    Raises (in `init` and `update`):
+      ValueError: a leaf that is no matrix; the sentence names its path.
     """
     orthogonalize = Orthogonalizer.of(
         ns_coeffs=ns_coeffs,
@@ -144,7 +152,7 @@ def adago(
     v0: ScalarOrSchedule = 1e-6,
     nesterov: bool = False,
     ns_coeffs: Coefficients = "keller",
-    ns_steps: int | Array = 5,
+    ns_steps: int | Array = NS_STEPS,
     ns_eps: ScalarOrSchedule = 1e-7,
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,

@@ -16,7 +16,6 @@ The rows are those of Modular Duality (arXiv:2410.21265) and Old Optimizer, New 
 """
 
 import dataclasses
-import fnmatch
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,9 @@ from optax_zoo._core.blocks import Block
 from optax_zoo._core.hyper import Scalar, abs_sq
 from optax_zoo._core.layouts import layout
 from optax_zoo._core.naming import suggestion
+from optax_zoo._core.norms import divisible, norm, root
+from optax_zoo._core.rules import ATTENTION, CONVOLUTION, EMBEDDINGS, HEADS, VECTORS, fits, mentions
+from optax_zoo._core.slots import at_least_float32
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import Choice, MatrixView, choose, is_view
 
@@ -38,8 +40,8 @@ Role: TypeAlias = Literal["linear", "embed", "conv", "vector", "sign"]
 """Or a `MatrixView`: linear, read as matrices in this way."""
 
 Roles: TypeAlias = Choice
-"""A role for all leaves, a (prefix) tree of them, `f(path, leaf)` with a path such as "block/kernel" and the leaf's
-shape in `leaf.shape`, `f(tree)` -> tree, or "flax", `dual_roles()`."""
+"""A role for all leaves, a (prefix) tree of them, `f(path, shape)` with a path such as "block/kernel", `f(tree)` ->
+tree, or "flax", `dual_roles()`."""
 
 FLAX = "flax"
 """`Roles` in one word."""
@@ -81,14 +83,14 @@ class RootMeanSquare:
 
     def direction(self, g: Array, block: Block, eps: Scalar) -> Array:
         """`g` over its norm, whatever its scale; 0 where that is 0."""
-        top = block.largest(jnp.abs(g), self.over)
-        top = jnp.where((top > 0) & jnp.isfinite(top), top, jnp.ones_like(top))
-        divisor = top * jnp.sqrt(block.sum(abs_sq(g / top), self.over)) + eps
+        top = divisible(block.largest(jnp.abs(g), self.over))
+        unit = g / top
+        divisor = root(block.sum(abs_sq(unit), self.over)) + eps / top
         size = math.prod(block.whole[axis] for axis in self.over)
-        return g / jnp.where(divisor == 0, jnp.ones_like(divisor), divisor) * math.sqrt(size)
+        return unit / jnp.where(divisor == 0, jnp.ones_like(divisor), divisor) * math.sqrt(size)
 
     def _lengths(self, x: Array) -> tuple[float, Array]:
-        return math.sqrt(math.prod(x.shape[axis] for axis in self.over)), jnp.sqrt(jnp.sum(abs_sq(x), self.over))
+        return math.sqrt(math.prod(x.shape[axis] for axis in self.over)), norm(x, self.over)
 
     def norm(self, x: Array) -> Array:
         """Of an update."""
@@ -181,39 +183,36 @@ def roles_of(speaker: str, roles: Roles, tree: PyTree, preset: Choice | None = N
         return []
     if isinstance(roles, str) and roles == FLAX:
         roles = preset or dual_roles()
-    chosen = choose(speaker, "roles", roles, tree, is_view)
+    chosen = choose(speaker, "roles", roles, tree, is_view, seen=jnp.shape)
     where = [f"{speaker}: the leaf at {keystr(path) or 'the root'}" for path, _ in flat]
     return [(place, x, role) for place, (_, x), role in zip(where, flat, chosen, strict=True)]
 
 
-EMBEDDINGS = ("*embed*", "wte", "wpe")
-"""Usual names of embeddings."""
-
-
 def dual_roles(
-    rules: Mapping[str, Any] | None = None, *, embeddings: Sequence[str] = EMBEDDINGS
-) -> Callable[[str, Any], Any]:
+    rules: Mapping[str, Any] | None = None, *, embeddings: str | Sequence[str] = EMBEDDINGS
+) -> Callable[[str, Shape], Any]:
     """`roles` by names and numbers of axes, for layouts like Flax's.
 
     Args:
-      rules: roles by shell pattern, compared without case with paths such as "decoder/lm_head/kernel"; the first that
-        fits wins, before everything else: `{"*head/kernel": "sign"}`.
-      embeddings: shell patterns of embeddings, compared without case with each part of a path.
+      rules: roles by pattern as in `matrix_rules`; the first that fits wins, before everything else:
+        `{"*head/kernel": "sign"}`.
+      embeddings: a shell pattern, or several, of embeddings, compared without case with each part of a path.
 
     Returns:
-      A function of (path, leaf): matrices are "linear", embeddings among them "embed", kernels of four axes "conv",
-      leaves of at most one axis "vector". Other leaves have no role, which is an error that names them.
+      A function of (path, shape): matrices are "linear", embeddings among them "embed", attention's projections
+      matrices of all heads, convolutions and kernels of four axes "conv", biases, scales and leaves of at most one axis
+      "vector". Other leaves have no role, which is an error that names them.
     """
+    ruled = (*(rules or {}).items(), *((name, "vector") for name in VECTORS), *ATTENTION)
 
-    def role(path: str, leaf: Any) -> Any:
-        path, ndim = path.lower(), len(jnp.shape(leaf))
-        for pattern, ruled in (rules or {}).items():
-            if fnmatch.fnmatchcase(path, pattern.lower()):
-                return ruled
+    def role(path: str, shape: Shape) -> Any:
+        ndim = len(shape)
+        for pattern, found, *axes in ruled:
+            if fits(path, pattern) and ndim in (axes or (ndim,)):
+                return found
         if ndim == 2:
-            named = any(fnmatch.fnmatchcase(part, name.lower()) for part in path.split("/") for name in embeddings)
-            return "embed" if named else "linear"
-        return "conv" if ndim == 4 else "vector" if ndim < 2 else None
+            return "embed" if mentions(path, embeddings) and not mentions(path, HEADS) else "linear"
+        return "vector" if ndim < 2 else "conv" if ndim == 4 or fits(path, CONVOLUTION) else None
 
     return role
 
@@ -226,14 +225,26 @@ def atom_norm(update: Array, role: Role | MatrixView) -> Array:
       role: "linear", "embed", "conv", "vector", "sign" or a `MatrixView`.
 
     Returns:
-      A real scalar.
+      A real scalar, float32 or better.
 
     Raises:
       ValueError: an unknown role, or one that does not fit the shape.
     """
+    update = _wide(update)
     return atom_of(role, update.shape, "atom_norm: update").norm(update)
 
 
 def atom_dual_norm(gradient: Array, role: Role | MatrixView) -> Array:
-    """The largest inner product of a gradient with an update of norm 1; arguments as in `atom_norm`."""
+    """The largest inner product of a gradient with an update of norm 1.
+
+    Args:
+      gradient: of one leaf.
+      role: as in `atom_norm`, as are what is returned and the errors.
+    """
+    gradient = _wide(gradient)
     return atom_of(role, gradient.shape, "atom_dual_norm: gradient").dual_norm(gradient)
+
+
+def _wide(x: Array) -> Array:
+    x = jnp.asarray(x)
+    return x.astype(at_least_float32(x.dtype))

@@ -20,7 +20,7 @@ from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.matrix import Method
 from optax_zoo._core.naming import method as public
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.quintics import Coefficients
+from optax_zoo._core.quintics import NS_STEPS, Coefficients
 from optax_zoo._core.sharing import ShardOver
 from optax_zoo._core.slots import PerParameter, zeros
 from optax_zoo._core.trees import PyTree
@@ -59,7 +59,7 @@ def dual_sgd(
     ns_coeffs: Coefficients = "you6",
     method: Method = "plain",
     eps: ScalarOrSchedule = 0.0,
-    ns_steps: int | Array = 5,
+    ns_steps: int | Array = NS_STEPS,
     shard_over: ShardOver = None,
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,

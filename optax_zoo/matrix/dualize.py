@@ -30,7 +30,7 @@ from optax_zoo._core.naming import method as public
 from optax_zoo._core.naming import speaker
 from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.quintics import Coefficients
+from optax_zoo._core.quintics import NS_STEPS, Coefficients
 from optax_zoo._core.sharing import ShardOver
 from optax_zoo._core.slots import at_least_float32
 from optax_zoo._core.trees import Leaves, PyTree
@@ -64,7 +64,7 @@ def dualize(
     ns_coeffs: Coefficients = "you6",
     method: Method = "plain",
     eps: ScalarOrSchedule = 0.0,
-    ns_steps: int | Array = 5,
+    ns_steps: int | Array = NS_STEPS,
     shard_over: ShardOver = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Turns each gradient G into the direction T of norm 1 in which it is steepest (arXiv:2410.21265).
@@ -82,8 +82,8 @@ def dualize(
     Args:
       roles: what each leaf does: "linear" (in, out), "conv" (height, width, in, out), "embed" (vocabulary, d), "vector"
         or "sign" (any shape), or a `MatrixView`, linear in other axes than (in, out). One for all leaves, a (prefix)
-        tree of them, or a function of (path, leaf) with a path such as "block/kernel" and `leaf.shape`; "flax":
-        `dual_roles()`, by the names and axes of Flax.
+        tree of them, or a function of (path, shape) with a path such as "block/kernel"; "flax": `dual_roles()`, by the
+        names and axes of Flax.
       target_norm: norm of the update of each leaf, >= 0; a (prefix) tree gives every leaf its own.
       adaptive: multiply all leaves by the dual norm of the whole gradient, sum of `target_norm` <G, T>: the step of
         steepest descent, which shrinks with the gradient. False: a step of constant norm.

@@ -17,10 +17,9 @@ from jax import Array
 
 from optax_zoo._core.hyper import check_range
 from optax_zoo._core.naming import speaking_as
+from optax_zoo._core.norms import norm
 
 F = TypeVar("F", bound=Callable[..., Array])
-
-_TINY = 1e-15
 
 
 class Manifold:
@@ -53,7 +52,7 @@ class Manifold:
 
     def dist(self, x: Array, y: Array) -> Array:
         """The length of the shortest geodesic; shape (...)."""
-        return _norm(y - x)[..., 0]
+        return norm(y - x, -1)[..., 0]
 
     def expmap(self, x: Array, u: Array) -> Array:
         """Where the geodesic that leaves x with velocity u is at time 1."""
@@ -113,8 +112,8 @@ class Euclidean(Manifold):
 class PoincareBall(Manifold):
     """Hyperbolic space of curvature -c as the open ball of radius 1/sqrt(c).
 
-    Points keep a distance from the boundary, 1e-5 of the radius in float64 and 4e-3 in less. Float32 says little
-    there: keep such points in float64, or far inside.
+    Points keep a distance from the boundary, 1e-5 of the radius in float64 and 4e-3 in less, up to the rounding of
+    narrower parameters. Float32 says little there: keep such points in float64, or far inside.
 
     Attributes:
       c: minus the curvature, > 0.
@@ -137,14 +136,14 @@ class PoincareBall(Manifold):
 
     def conformal(self, x: Array) -> Array:
         """lambda_x, by which lengths at x are greater than they look; shape (..., 1)."""
-        return 2 / jnp.maximum(1 - self.c * _dot(x, x), _TINY)
+        return 2 / _positive(1 - self.c * _dot(x, x))
 
     def proj(self, x: Array) -> Array:
         """x, pulled inside."""
         margin = 1e-5 if x.dtype == jnp.float64 else 4e-3
         radius = (1 - margin) / math.sqrt(self.c)
-        norm = _norm(x)
-        return jnp.where(norm > radius, x / jnp.maximum(norm, _TINY) * radius, x)
+        size = norm(x, -1)
+        return jnp.where(size > radius, _over(x, size) * radius, x)
 
     def egrad2rgrad(self, x: Array, g: Array) -> Array:
         """g / lambda_x^2."""
@@ -158,31 +157,32 @@ class PoincareBall(Manifold):
         """x ⊕ y, the sum of gyrovectors."""
         c, xx, xy, yy = self.c, _dot(x, x), _dot(x, y), _dot(y, y)
         whole = (1 + 2 * c * xy + c * yy) * x + (1 - c * xx) * y
-        return whole / jnp.maximum(1 + 2 * c * xy + c * c * xx * yy, _TINY)
+        return whole / _positive(1 + 2 * c * xy + c * c * xx * yy)
 
     def gyration(self, u: Array, v: Array, w: Array) -> Array:
         """gyr[u, v] w = ⊖(u ⊕ v) ⊕ (u ⊕ (v ⊕ w)), in closed form: the sums lose their digits near the boundary."""
         c, uu, vv, uv, uw, vw = self.c, _dot(u, u), _dot(v, v), _dot(u, v), _dot(u, w), _dot(v, w)
         a = -c * c * uw * vv + c * vw + 2 * c * c * uv * vw
         b = -c * c * vw * uu - c * uw
-        return w + 2 * (a * u + b * v) / jnp.maximum(1 + 2 * c * uv + c * c * uu * vv, _TINY)
+        return w + 2 * (a * u + b * v) / _positive(1 + 2 * c * uv + c * c * uu * vv)
 
     def dist(self, x: Array, y: Array) -> Array:
         """2 / sqrt(c) arsinh(sqrt(c lambda_x lambda_y) |y - x| / 2)."""
         root = math.sqrt(self.c)
         stretch = jnp.sqrt(self.conformal(x) * self.conformal(y)) / 2
-        return (2 / root * jnp.arcsinh(root * stretch * _norm(y - x)))[..., 0]
+        return (2 / root * jnp.arcsinh(root * stretch * norm(y - x, -1)))[..., 0]
 
     def expmap(self, x: Array, u: Array) -> Array:
         """x ⊕ tanh(sqrt(c) lambda_x |u| / 2) u / (sqrt(c) |u|), pulled inside."""
-        root, norm = math.sqrt(self.c), jnp.maximum(_norm(u), _TINY)
-        way = jnp.tanh(root * self.conformal(x) * norm / 2) * u / (root * norm)
-        return self.proj(self.mobius_add(x, way))
+        root, size = math.sqrt(self.c), norm(u, -1)
+        stretch = self.conformal(x) / 2
+        scale = jnp.where(size == 0, stretch, _over(jnp.tanh(root * stretch * size), root * size))
+        return self.proj(self.mobius_add(x, scale * u))
 
     def logmap(self, x: Array, y: Array) -> Array:
         """The inverse of `expmap`."""
         way = self.mobius_add(-x, y)
-        return self.dist(x, y)[..., None] / self.conformal(x) * way / jnp.maximum(_norm(way), _TINY)
+        return self.dist(x, y)[..., None] / self.conformal(x) * _over(way, norm(way, -1))
 
     def transport(self, x: Array, y: Array, v: Array) -> Array:
         """Parallel transport, gyr[y, -x] v lambda_x / lambda_y."""
@@ -207,8 +207,7 @@ class Sphere(Manifold):
 
     def proj(self, x: Array) -> Array:
         """x / |x|; 0 stays."""
-        norm = _norm(x)
-        return x / jnp.where(norm > 0, norm, 1)
+        return _over(x, norm(x, -1))
 
     def proju(self, x: Array, u: Array) -> Array:
         """u - (x.u) x."""
@@ -220,29 +219,30 @@ class Sphere(Manifold):
 
     def dist(self, x: Array, y: Array) -> Array:
         """The angle between x and y."""
-        return 2 * jnp.arctan2(_norm(y - x), _norm(y + x))[..., 0]
+        return 2 * jnp.arctan2(norm(y - x, -1), norm(y + x, -1))[..., 0]
 
     def expmap(self, x: Array, u: Array) -> Array:
         """x cos|u| + u sin|u| / |u|."""
-        angle = jnp.maximum(_norm(u), _TINY)
-        return x * jnp.cos(angle) + u * (jnp.sin(angle) / angle)
+        angle = norm(u, -1)
+        return x * jnp.cos(angle) + u * jnp.sinc(angle / math.pi)
 
     def logmap(self, x: Array, y: Array) -> Array:
         """The inverse of `expmap`; 0 for opposite points."""
         way = self.proju(x, y - x)
-        return self.dist(x, y)[..., None] * way / jnp.maximum(_norm(way), _TINY)
+        return self.dist(x, y)[..., None] * _over(way, norm(way, -1))
 
     def transport(self, x: Array, y: Array, v: Array) -> Array:
         """The tangent part of v at y, which is shorter."""
         return self.proju(y, v)
 
     def parallel_transport(self, x: Array, y: Array, v: Array) -> Array:
-        """v - (y.v) (x + y) / (1 + x.y)."""
-        return v - _dot(y, v) / jnp.maximum(1 + _dot(x, y), _TINY) * (x + y)
+        """v - (y.v) (x + y) / (1 + x.y), as a reflection in what is orthogonal to x + y: opposite points do no harm."""
+        way = _over(x + y, norm(x + y, -1))
+        return self.proju(y, v - 2 * _dot(way, v) * way)
 
     def ambiguous(self, x: Array) -> Array:
         """Where x is 0."""
-        return _norm(x)[..., 0] == 0
+        return norm(x, -1)[..., 0] == 0
 
     def misfit(self, n: int) -> str:
         """A sphere in one dimension is two points, between which there is no way."""
@@ -302,7 +302,7 @@ class Product(Manifold):
 
     def dist(self, x: Array, y: Array) -> Array:
         """The root of the sum of the factors' squares."""
-        return _norm(jnp.stack([m.dist(x, y) for m, x, y in self.parts(x, y)], axis=-1))[..., 0]
+        return norm(jnp.stack([m.dist(x, y) for m, x, y in self.parts(x, y)], axis=-1), -1)[..., 0]
 
     def width(self, n: int) -> int:
         """The sum over factors."""
@@ -350,7 +350,11 @@ def _dot(x: Array, y: Array) -> Array:
     return jnp.sum(x * y, axis=-1, keepdims=True)
 
 
-def _norm(x: Array) -> Array:
-    """Shape (..., 1); its derivative at 0 is 0."""
-    square = _dot(x, x)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+def _over(x: Array, size: Array) -> Array:
+    """x / size, and x where that is 0."""
+    return x / jnp.where(size == 0, jnp.ones_like(size), size)
+
+
+def _positive(x: Array) -> Array:
+    """x, kept from 0 where rounding or points outside bring it there."""
+    return jnp.maximum(x, max(1e-15, float(jnp.finfo(x.dtype).tiny)))

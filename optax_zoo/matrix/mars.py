@@ -14,10 +14,12 @@ present batch at the previous parameters instead, which is the same gradient.
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.sharding import PartitionSpec
@@ -30,6 +32,7 @@ from optax_zoo._core.finish import Mask, finish
 from optax_zoo._core.hyper import Scalar, ScalarOrSchedule, abs_sq, debias, ema, split_decay
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method, speaker
+from optax_zoo._core.norms import divisible, norm, root
 from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.sharing import ShardOver
@@ -165,14 +168,13 @@ def _clipped(c: Array, clip_norm: Scalar, spec: PartitionSpec | None, name: str)
     """`c`, of the norm `clip_norm` if its own is larger, over all of the leaf of which it may be a block."""
     if isinstance(clip_norm, numbers.Real) and math.isinf(clip_norm):
         return c
-    squared = abs_sq(c)
     if spec is None:
-        total = mesh.total(squared)
+        top = divisible(mesh.largest(jnp.abs(c)))
+        size = top * root(mesh.total(abs_sq(c / top.astype(c.dtype))))
     else:
         block = Block.of(c, spec, f"{name}: a leaf of shape {c.shape}", "its norm must be that of the whole leaf")
-        total = block.sum(squared, range(c.ndim))
-    norm = jnp.sqrt(total)
-    return c * jnp.where(norm > clip_norm, clip_norm / norm, jnp.ones_like(norm))
+        size = norm(c, range(c.ndim), block)
+    return c * jnp.where(size > clip_norm, clip_norm / size, jnp.ones_like(size))
 
 
 def _with_previous_grads(
@@ -268,7 +270,8 @@ def mars(
         step. Not for the inside of `optax.masked`, `optax.partition` (`grad_fn` wants all parameters) and
         `optax.MultiSteps` (it sees the last micro-batch only).
       base_learning_rate: the rate that belongs to a constant `learning_rate_1d`; None: the learning rate, of a
-        schedule that at count 0. With a warm-up, or a schedule inside `optax.inject_hyperparams`, pass the peak rate.
+        schedule the largest within a million steps, found to 2%. With a schedule inside `optax.inject_hyperparams`,
+        pass it.
       dimension_numbers: how a leaf is read as matrices, see `muon`. Leaves with two axes are MARS leaves, and those to
         which a tree, a function or rules give a view.
       shard_over: of "shampoo": mesh axes over whose devices the matrices are shared out, see `muon`.
@@ -326,13 +329,20 @@ def _rate_1d(
 ) -> ScalarOrSchedule:
     """AdamW's learning rate: a constant one follows the other's schedule."""
     if base_learning_rate is None and callable(learning_rate) and not callable(learning_rate_1d):
-        base_learning_rate = hp.number("base_learning_rate", learning_rate(0), "(0, inf)")
+        base_learning_rate = _peak(learning_rate)
     if callable(learning_rate_1d) or base_learning_rate is None:
         return learning_rate_1d
     factor = hp.as_scalar(learning_rate_1d) / hp.as_scalar(base_learning_rate)
     if callable(learning_rate):
         return lambda count: hp.as_scalar(learning_rate(count)) * factor
     return learning_rate * factor
+
+
+def _peak(schedule: Callable[[Any], Any]) -> Array:
+    """The largest value of a schedule, of a linear warm-up's peak 98% at least; 1 if that is 0."""
+    counts = np.unique(np.append(0, np.geomspace(1, 1e6, 700)).astype(np.int32))
+    rates = jax.vmap(lambda count: jnp.asarray(hp.resolve({"rate": schedule}, count)["rate"]))(counts)
+    return jnp.where(jnp.max(rates) > 0, jnp.max(rates), 1.0)
 
 
 PAPER = register(

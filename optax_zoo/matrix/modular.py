@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import jax
 from jax.tree_util import keystr
 
-from optax_zoo._core.hyper import Scalar, check_range, number
+from optax_zoo._core.hyper import Scalar, check_range, is_zero, number
 from optax_zoo._core.naming import method, speaking_as, suggestion
+from optax_zoo._core.rules import without_store
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import path_name
 
@@ -29,7 +30,8 @@ class ModularNorm:
     Attributes:
       mass: at least 0.
       sensitivity: above 0.
-      shares: of each leaf by its path, the norm of its update where that of the module is 1.
+      shares: of each leaf by its path, without the `value` at the end of a variable's, the norm of its update where
+        that of the module is 1.
     """
 
     mass: Scalar
@@ -37,6 +39,8 @@ class ModularNorm:
     shares: Mapping[str, Scalar]
 
     def __matmul__(self, inner: "ModularNorm") -> "ModularNorm":
+        if not isinstance(inner, ModularNorm):
+            return NotImplemented
         mass = self.mass + inner.mass
         return ModularNorm(
             mass,
@@ -45,6 +49,8 @@ class ModularNorm:
         )
 
     def __add__(self, other: "ModularNorm") -> "ModularNorm":
+        if not isinstance(other, ModularNorm):
+            return NotImplemented
         mass = self.mass + other.mass
         return ModularNorm(
             mass,
@@ -54,7 +60,7 @@ class ModularNorm:
 
     def _scaled(self, part: Scalar, whole: Scalar) -> dict[str, Scalar]:
         """The shares in a module of mass `whole`; none where nothing has mass."""
-        return {path: share * (part / whole if part else 0.0) for path, share in self.shares.items()}
+        return {path: share * (0.0 if is_zero(part) else part / whole) for path, share in self.shares.items()}
 
     def with_mass(self, mass: float) -> "ModularNorm":
         """The module with all its masses multiplied so that their sum is `mass` (`tare` in `modula`).
@@ -64,7 +70,7 @@ class ModularNorm:
         """
         with speaking_as("ModularNorm"):
             check_range("mass", mass, "[0, inf)")
-        if not self.mass:
+        if is_zero(self.mass):
             raise ValueError("ModularNorm: a module without mass cannot be given one; give it to its atoms")
         return dataclasses.replace(self, mass=mass)
 
@@ -84,7 +90,7 @@ class ModularNorm:
         with speaking_as("ModularNorm"):
             check_range("target_norm", target_norm, "[0, inf)")
         flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-        names = [path_name(path) for path, _ in flat]
+        names = [without_store(path_name(path)) for path, _ in flat]
         for path in self.shares:
             if path not in names:
                 raise ValueError(f"ModularNorm: params has no leaf {path!r}{suggestion(path, names)}")
@@ -109,7 +115,8 @@ def modular_atom(path: str, mass: float = 1.0, sensitivity: float = 1.0) -> Modu
       mass: its share in the change of what it is part of, at least 0.
       sensitivity: the most that it magnifies its input, above 0; 1 for weights of norm 1.
     """
-    return ModularNorm(number("mass", mass, "[0, inf)"), number("sensitivity", sensitivity, "(0, inf)"), {path: 1.0})
+    share: dict[str, Scalar] = {without_store(path): 1.0}
+    return ModularNorm(number("mass", mass, "[0, inf)"), number("sensitivity", sensitivity, "(0, inf)"), share)
 
 
 @method

@@ -26,7 +26,7 @@ from optax_zoo._core.matrix import Method
 from optax_zoo._core.naming import method as public
 from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.quintics import Coefficients
+from optax_zoo._core.quintics import NS_STEPS, Coefficients
 from optax_zoo._core.sharing import ShardOver
 from optax_zoo._core.slots import PerParameter, zeros
 from optax_zoo._core.views import Choice, DimensionNumbers
@@ -48,7 +48,7 @@ def scale_by_muon(
     nesterov: bool = True,
     momentum_form: MomentumForm = "ema",
     ns_coeffs: Coefficients = "keller",
-    ns_steps: int | Array = 5,
+    ns_steps: int | Array = NS_STEPS,
     eps: ScalarOrSchedule = 1e-7,
     norm_safety: ScalarOrSchedule = 1.0,
     method: Method = "auto",
@@ -94,7 +94,7 @@ def muon(
     nesterov: bool = True,
     momentum_form: MomentumForm = "ema",
     ns_coeffs: Coefficients = "keller",
-    ns_steps: int | Array = 5,
+    ns_steps: int | Array = NS_STEPS,
     eps: ScalarOrSchedule = 1e-7,
     norm_safety: ScalarOrSchedule = 1.0,
     scaling: Scaling | None = "width",

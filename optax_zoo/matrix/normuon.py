@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from optax_zoo._core.finish import Mask, finish
+from optax_zoo._core.finish import Decoupling, Mask, finish
 from optax_zoo._core.hyper import Scalar, ScalarOrSchedule, abs_sq, ema
 from optax_zoo._core.layouts import Layout, Matrices, uncut
 from optax_zoo._core.leafwise import leafwise
@@ -24,7 +24,7 @@ from optax_zoo._core.matrix import Method
 from optax_zoo._core.naming import method as public
 from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.quintics import Coefficients
+from optax_zoo._core.quintics import NS_STEPS, Coefficients
 from optax_zoo._core.sharing import ShardOver
 from optax_zoo._core.slots import PerLeaf, PerParameter, Statistic, real_at_least_float32, zeros
 from optax_zoo._core.trees import PyTree
@@ -59,7 +59,7 @@ def scale_by_normuon(
     *,
     nesterov: bool = False,
     ns_coeffs: Coefficients = "polar_express_5",
-    ns_steps: int | Array = 5,
+    ns_steps: int | Array = NS_STEPS,
     eps: ScalarOrSchedule = 1e-8,
     norm_safety: ScalarOrSchedule = 1.02,
     method: Method = "auto",
@@ -134,7 +134,7 @@ def normuon(
     *,
     nesterov: bool = False,
     ns_coeffs: Coefficients = "polar_express_5",
-    ns_steps: int | Array = 5,
+    ns_steps: int | Array = NS_STEPS,
     eps: ScalarOrSchedule = 1e-8,
     norm_safety: ScalarOrSchedule = 1.02,
     scaling: Scaling | None = "spectral",
@@ -162,7 +162,8 @@ def normuon(
       nesterov: whether the direction looks one gradient ahead.
       ns_coeffs, ns_steps, eps, norm_safety: of the Newton-Schulz iteration, see `orthogonalize`.
       scaling, weight_decay, mask: as in `muon`.
-      cautious_weight_decay: whether only the entries that the update shrinks as well decay (arXiv:2510.12402).
+      cautious_weight_decay: whether only the entries that the update shrinks as well decay (arXiv:2510.12402), those of
+        AdamW too.
       muon_mask, adam_learning_rate, adam_b1, adam_b2, adam_eps, adam_weight_decay: who goes to AdamW and how it is
         set, as in `muon`.
       method, mu_dtype, ns_dtype, dimension_numbers, shard_over: as in `muon`.
@@ -173,6 +174,7 @@ def normuon(
     Raises:
       ValueError: a number out of its range, an unknown word; in `update`, dimension numbers that do not fit.
     """
+    decay: Decoupling = "cautious" if cautious_weight_decay else "lr"
     matrices = finish(
         scale_by_normuon(
             momentum,
@@ -192,10 +194,11 @@ def normuon(
         learning_rate,
         weight_decay,
         mask,
-        decay="cautious" if cautious_weight_decay else "lr",
+        decay=decay,
     )
     return with_auxiliary_adam(
         matrices,
+        decay=decay,
         muon_mask=muon_mask,
         dimension_numbers=dimension_numbers,
         mask=mask,

@@ -17,7 +17,7 @@ import optax
 from jax import Array
 
 from optax_zoo._core.averages import steps
-from optax_zoo._core.hyper import ScalarOrSchedule, debias, ema
+from optax_zoo._core.hyper import ScalarOrSchedule, debias, ema, whole_number
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method
 from optax_zoo._core.paper import Paper, register
@@ -126,6 +126,8 @@ def _adam(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam in geoopt's form, or without bias correction and with parallel transport."""
     every = {} if stabilize is None else {"stabilize": stabilize}
+    if stabilize is not None:
+        whole_number("stabilize", stabilize)
 
     def step(h: Any, s: RiemannianAdamState) -> dict[str, Any]:
         biases = (1.0, 1.0) if of_the_paper else (debias(h.b1, h.t), debias(h.b2, h.t))
@@ -135,7 +137,6 @@ def _adam(
     @leafwise(
         RiemannianAdamState,
         hyper={"learning_rate": learning_rate, "b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay, **every},
-        ranges={"stabilize": "[1, inf)"},
         step=step,
         static={"manifold": manifold_of_each(manifolds)},
         real_only=True,
@@ -164,7 +165,7 @@ def _adam(
 
 def _over(x: Array, y: Array) -> Array:
     """x / y, and 0 where y is 0."""
-    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
+    return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
 
 @method
@@ -181,7 +182,8 @@ def riemannian_adagrad(
       learning_rate: step size in the metric, >= 0.
       manifolds: as in `riemannian_adam`, as is the use inside `jax.shard_map`; the paper's maps are those of
         `exact=True`.
-      eps: added to the root; with 0 a point without gradients does not move.
+      eps: added to the root; with 0 a point without gradients does not move, nor one whose squared gradients vanish in
+        float32 (below 1e-22).
       initial_accumulator_value: beside the sum of squares, >= 0.
 
     Returns:

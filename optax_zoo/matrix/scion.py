@@ -10,13 +10,11 @@ told apart by their names and axes where the authors have one norm for each grou
 Euclidean norms, which for embeddings and vectors is 1e-8 on their root mean square there.
 """
 
-import fnmatch
 import math
 import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.typing import DTypeLike
@@ -28,7 +26,8 @@ from optax_zoo._core.matrix import Method
 from optax_zoo._core.naming import method as public
 from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.quintics import Coefficients
+from optax_zoo._core.quintics import NS_STEPS, Coefficients
+from optax_zoo._core.rules import HEADS, mentions
 from optax_zoo._core.sharing import ShardOver
 from optax_zoo._core.slots import PerParameter, zeros
 from optax_zoo._core.trees import PyTree
@@ -36,9 +35,6 @@ from optax_zoo._core.views import MatrixView
 from optax_zoo.matrix.atoms import FLAX, TABLE, LargestEntry, Roles, Row, Shape, Spectral, dual_roles
 from optax_zoo.matrix.dual_sgd import averaged
 from optax_zoo.matrix.dualize import dualizer
-
-HEADS = ("*head", "logits", "classifier")
-"""Usual names of output heads."""
 
 
 class ScionState(NamedTuple):
@@ -64,10 +60,10 @@ SCION_TABLE: Mapping[str, Row] = {
 }
 
 
-def _role_by_path(path: str, leaf: Any) -> Any:
+def _role_by_path(path: str, shape: Shape) -> Any:
     """Output heads are "sign", other leaves as `dual_roles` says."""
-    named = any(fnmatch.fnmatchcase(part, head) for part in path.lower().split("/") for head in HEADS)
-    return "sign" if named and jnp.ndim(leaf) == 2 else dual_roles()(path, leaf)
+    role = dual_roles()(path, shape)
+    return "sign" if role == "linear" and mentions(path, HEADS) else role
 
 
 @public
@@ -79,7 +75,7 @@ def scion(
     *,
     roles: Roles = FLAX,
     ns_coeffs: Coefficients = "keller",
-    ns_steps: int | Array = 5,
+    ns_steps: int | Array = NS_STEPS,
     method: Method = "auto",
     eps: ScalarOrSchedule = 1e-7,
     mu_dtype: DTypeLike | None = None,

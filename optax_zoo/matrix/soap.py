@@ -20,22 +20,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
-from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from optax_zoo._core import mesh
 from optax_zoo._core.blocks import Block
 from optax_zoo._core.finish import Mask, finish
-from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq, check_range, debias, ema, is_zero, resolve
+from optax_zoo._core.hyper import (
+    ScalarOrSchedule,
+    abs_sq,
+    check_range,
+    debias,
+    ema,
+    is_zero,
+    resolve,
+    structural,
+    whole_number,
+)
 from optax_zoo._core.layouts import Layout, Matrices, layout
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method, speaker
+from optax_zoo._core.norms import divisible, root
 from optax_zoo._core.notes import note
 from optax_zoo._core.occasion import replaced
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.slots import PerLeaf, PerParameter, Statistic, real_at_least_float32, squares, zeros
 from optax_zoo._core.trees import PyTree
-from optax_zoo._core.views import FALLBACK, DimensionNumbers, choose, is_fallback, is_view, path_name
+from optax_zoo._core.views import FALLBACK, DimensionNumbers, choose_views, is_fallback, is_view, path_name
 from optax_zoo.matrix._eigenbases import eigenbasis, refreshed
 
 Factors: TypeAlias = Mapping[int, Array]
@@ -44,8 +54,7 @@ Factors: TypeAlias = Mapping[int, Array]
 Kept: TypeAlias = tuple[Array, ...]
 """The factors of all parts of a leaf, one after the other."""
 
-TEN_THOUSAND = np.int64(10000)
-"""A default that `optax.inject_hyperparams` leaves alone; it would make an array of Python's own number."""
+_LARGEST = structural(10_000)
 
 WHOLE = "whole"
 """A leaf each of whose axes has a factor."""
@@ -71,14 +80,22 @@ def scale_by_soap(
     shampoo_beta: ScalarOrSchedule | None = None,
     eps: ScalarOrSchedule = 1e-8,
     precondition_frequency: int = 10,
-    max_precond_dim: int | np.integer = TEN_THOUSAND,
+    max_precond_dim: int | np.integer = _LARGEST,
     merge_dims: bool = False,
     precondition_1d: bool = False,
     normalize_grads: bool = False,
     correct_bias: bool = True,
     dimension_numbers: DimensionNumbers = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The SOAP direction (arXiv:2409.11321); arguments as in `soap`."""
+    """The SOAP direction (arXiv:2409.11321); arguments as in `soap`.
+
+    Returns:
+      The transformation; its state is that of `soap`.
+
+    Raises:
+      ValueError, TypeError: as `soap`.
+    """
+    whole_number("precondition_frequency", precondition_frequency)
     reader = _Reader(speaker(), _structural("max_precond_dim", max_precond_dim), merge_dims, precondition_1d)
 
     def step(h: Any, s: SoapState) -> dict[str, Any]:
@@ -95,7 +112,7 @@ def scale_by_soap(
             "b2": b2,
             "shampoo_beta": b2 if shampoo_beta is None else shampoo_beta,
             "eps": eps,
-            "precondition_frequency": _whole("precondition_frequency", precondition_frequency),
+            "precondition_frequency": precondition_frequency,
         },
         ranges={"shampoo_beta": "[0, 1)", "precondition_frequency": "[1, inf)"},
         step=step,
@@ -169,10 +186,9 @@ def _rotated_back(x: Array, basis: Factors) -> Array:
 
 def _root_mean_square(x: Array) -> Array:
     """Whatever the scale of x; 1 for zeros."""
-    top = jnp.max(jnp.abs(x), initial=0.0)
-    top = jnp.where((top > 0) & jnp.isfinite(top), top, jnp.ones_like(top))
-    square = jnp.mean(abs_sq(x / top))
-    return jnp.where(square > 0, top * jnp.sqrt(jnp.where(square > 0, square, 1.0)) + _TINY, 1.0)
+    top = divisible(jnp.max(jnp.abs(x), initial=0.0))
+    size = root(jnp.mean(abs_sq(x / top)))
+    return jnp.where(size == 0, jnp.ones_like(size), top * size + _TINY)
 
 
 class _Parts(NamedTuple):
@@ -195,7 +211,7 @@ class _Reader(NamedTuple):
 
         def of(tree: PyTree) -> PyTree:
             flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-            chosen = choose(self.name, "dimension_numbers", dimension_numbers, tree, is_view)
+            chosen = choose_views(self.name, dimension_numbers, tree)
             return jax.tree.unflatten(
                 treedef, [self._view(*pair, view) for pair, view in zip(flat, chosen, strict=True)]
             )
@@ -310,14 +326,6 @@ def _structural(name: str, value: Any) -> int:
         raise TypeError(f"{speaker()}: {name} must be an integer, got {value!r}") from None
 
 
-def _whole(name: str, value: Any) -> Any:
-    """`value`, a whole number from 1 on as far as that is known."""
-    check_range(name, value, "[1, inf)")
-    if not (callable(value) or isinstance(value, Tracer)) and int(value) != value:
-        raise ValueError(f"{speaker()}: {name} must be a whole number, got {value}")
-    return value
-
-
 @method
 def soap(
     learning_rate: ScalarOrSchedule = 3e-3,
@@ -329,7 +337,7 @@ def soap(
     weight_decay: ScalarOrSchedule = 0.01,
     mask: Mask | None = None,
     precondition_frequency: int = 10,
-    max_precond_dim: int | np.integer = TEN_THOUSAND,
+    max_precond_dim: int | np.integer = _LARGEST,
     merge_dims: bool = False,
     precondition_1d: bool = False,
     normalize_grads: bool = False,

@@ -16,11 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec
 from jax.tree_util import keystr
 
-from optax_zoo._core.hyper import Scalar, abs_sq, check_range, choice
+from optax_zoo._core.blocks import Block, is_spec
+from optax_zoo._core.hyper import Scalar, check_range, choice
 from optax_zoo._core.naming import method, speaker
+from optax_zoo._core.norms import norm
 from optax_zoo._core.paper import Paper, register
+from optax_zoo._core.rules import VECTORS, fits
 from optax_zoo._core.slots import at_least_float32
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import Axes, Choice, choose
@@ -36,6 +40,7 @@ def weight_conditioning(
     eps: Scalar = 1e-12,
     stop_gradient: bool = False,
     output_axis: Axes = -1,
+    spec: PartitionSpec | None = None,
 ) -> Array:
     """Weights with rows of norm 1, for use in the forward pass in the place of `w` (arXiv:2409.03424).
 
@@ -45,8 +50,7 @@ def weight_conditioning(
     only the direction of each row matters; weight decay on them does no more than raise the effective learning rate.
 
     Args:
-      w: floating or complex, two axes or more: (in, out), or (height, width, in, out) in Flax's layout. Inside
-        `jax.shard_map` rows and columns must be whole.
+      w: floating or complex, two axes or more: (in, out), or (height, width, in, out) in Flax's layout.
       mode: "row", each output unit is divided by its norm over all other axes; "column", each input by its norm over
         the outputs; "row_column", first rows, then columns, which leaves rows near norm 1 only.
       eps: the least divisor, >= 0. Zero rows stay zero, and their gradient is divided by `eps`; with 0 they are left
@@ -54,16 +58,18 @@ def weight_conditioning(
       stop_gradient: whether the norms count as constants in the backward pass.
       output_axis: the axis of output units, or several: Flax's last one, PyTorch's 0, `(-2, -1)` for the (in, heads,
         width) of a query.
+      spec: how `w` is sharded; needed inside `jax.shard_map`, where it is one device's block.
 
     Returns:
       Shape and dtype of `w`; norms are computed in float32 or better.
 
     Raises:
       TypeError: `w` is not floating or complex, or an axis no integer.
-      ValueError: an unknown mode, a number out of its range, fewer than two axes, or an axis that `w` does not have.
+      ValueError: an unknown mode, a number out of its range, fewer than two axes, an axis that `w` does not have, or a
+        block without its spec.
     """
     _check(mode, eps)
-    return _conditioned(w, f"{speaker()}: w", mode, eps, stop_gradient, output_axis)
+    return _conditioned(w, f"{speaker()}: w", mode, eps, stop_gradient, output_axis, spec, "spec=...")
 
 
 @method
@@ -75,6 +81,7 @@ def condition_params(
     eps: Scalar = 1e-12,
     stop_gradient: bool = False,
     output_axis: Choice = -1,
+    param_specs: PyTree = None,
 ) -> PyTree:
     """`weight_conditioning` of the chosen leaves of a tree, which the model is then applied to.
 
@@ -86,10 +93,11 @@ def condition_params(
     Args:
       params: tree of parameters.
       predicate: which leaves are conditioned: a (prefix) tree of bools, or a function of (path, leaf) with a path such
-        as "block/kernel"; `muon_mask_by_path()` leaves embeddings and output heads alone. None: all floating and
-        complex leaves of two axes or more.
+        as "block/kernel"; `muon_mask_by_path()` leaves embeddings and output heads alone. None: floating and complex
+        leaves of two axes or more, but for biases and scales by their names.
       mode, eps, stop_gradient: as in `weight_conditioning`.
       output_axis: as in `weight_conditioning`, for all leaves, or as a (prefix) tree or a function of (path, leaf).
+      param_specs: the leaves' PartitionSpecs, or a prefix of that tree; needed inside `jax.shard_map`.
 
     Returns:
       A tree like `params`.
@@ -102,20 +110,24 @@ def condition_params(
     flat, treedef = jax.tree_util.tree_flatten_with_path(params)
     chosen = choose(name, "predicate", _is_kernel if predicate is None else predicate, params)
     axes = choose(name, "output_axis", output_axis, params, _is_axes)
+    specs = choose(name, "param_specs", param_specs, params, is_spec)
 
-    def conditioned(path: Any, leaf: Any, wanted: Any, axis: Any) -> Any:
+    def conditioned(path: Any, leaf: Any, wanted: Any, axis: Any, spec: Any) -> Any:
         where = f"{name}: the leaf at {keystr(path) or 'the root'}"
         if not isinstance(wanted, bool | np.bool_):
             raise TypeError(f"{where} needs a predicate of True or False, got {wanted!r}")
-        return _conditioned(leaf, where, mode, eps, stop_gradient, axis) if wanted else leaf
+        if not wanted:
+            return leaf
+        return _conditioned(leaf, where, mode, eps, stop_gradient, axis, spec, "param_specs=...")
 
     return jax.tree.unflatten(
-        treedef, [conditioned(*pair, *rest) for pair, *rest in zip(flat, chosen, axes, strict=True)]
+        treedef, [conditioned(*pair, *rest) for pair, *rest in zip(flat, chosen, axes, specs, strict=True)]
     )
 
 
 def _is_kernel(path: str, leaf: Any) -> bool:
-    return jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    vector = any(fits(path, name) for name in VECTORS)
+    return not vector and jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def _is_axes(x: object) -> bool:
@@ -129,7 +141,16 @@ def _check(mode: Mode, eps: Scalar) -> None:
     check_range("eps", eps, "[0, inf)")
 
 
-def _conditioned(w: Any, where: str, mode: Mode, eps: Scalar, stop_gradient: bool, output_axis: Any) -> Array:
+def _conditioned(
+    w: Any,
+    where: str,
+    mode: Mode,
+    eps: Scalar,
+    stop_gradient: bool,
+    output_axis: Any,
+    spec: PartitionSpec | None,
+    call: str,
+) -> Array:
     if not jnp.issubdtype(jnp.result_type(w), jnp.inexact):
         raise TypeError(f"{where} must be floating or complex, got {jnp.result_type(w)}")
     w = jnp.asarray(w)
@@ -142,17 +163,11 @@ def _conditioned(w: Any, where: str, mode: Mode, eps: Scalar, stop_gradient: boo
     }
     fixed: Callable[[Array], Array] = jax.lax.stop_gradient if stop_gradient else lambda norm: norm
     x = w.astype(at_least_float32(w.dtype))
+    block = Block.of(w, spec, where, "its rows and columns must be whole", call)
     for axes in steps[mode]:
-        divisor = jnp.maximum(fixed(_norm(x, axes)), jnp.asarray(eps, jnp.finfo(x.dtype).dtype))
-        x = x / jnp.where(divisor > 0, divisor, jnp.ones_like(divisor)).astype(x.dtype)
+        divisor = jnp.maximum(fixed(norm(x, axes, block)), jnp.asarray(eps, jnp.finfo(x.dtype).dtype))
+        x = x / jnp.where(divisor == 0, jnp.ones_like(divisor), divisor).astype(x.dtype)
     return x.astype(w.dtype)
-
-
-def _norm(x: Array, axes: tuple[int, ...]) -> Array:
-    """The norm over these axes, which stay with size 1; where it is 0 so is its gradient."""
-    squared = jnp.sum(abs_sq(x), axis=axes, keepdims=True)
-    alive = squared > 0
-    return jnp.where(alive, jnp.sqrt(jnp.where(alive, squared, jnp.ones_like(squared))), jnp.zeros_like(squared))
 
 
 def _normal_axes(axes: Any, shape: tuple[int, ...], where: str) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,9 +62,10 @@ def test_merges_are_measured_in_both_formats(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_what_is_shared_out_is_measured_in_every_layout(run: Callable[..., tuple[dict, str]]) -> None:
-    content, text = run("sharing", "--quick", "--methods", "muon", "adamw")
+    content, text = run("sharing", "--quick", "--methods", "muon", "mars", "adamw")
     rows = {row["method"]: row for row in content["rows"]}
-    assert rows.keys() == {"muon(shard_over='data') replicated", "muon(shard_over='data') rows"}
+    methods = ("muon(shard_over='data')", "mars(variant='shampoo', shard_over='data')")
+    assert rows.keys() == {f"{method} {layout}" for method in methods for layout in ("replicated", "rows")}
     assert all(sharing.FIGURES.keys() <= row.keys() for row in rows.values())
     assert all(heading in text for heading in sharing.FIGURES.values())
     replicated = rows["muon(shard_over='data') replicated"]
@@ -80,6 +82,16 @@ def test_traffic_is_read_from_the_program() -> None:
     kinds = hlo.traffic(program)
     assert kinds.keys() == {"all-gather", "all-reduce"}
     assert kinds["all-gather"].count == 1 and kinds["all-gather"].nbytes in (8 * 16 * 2, 8 * 16 * 4)
+
+
+def test_operations_are_counted_as_often_as_they_run() -> None:
+    def function(x: jax.Array, which: jax.Array) -> Any:
+        squares = jax.lax.map(lambda m: m @ m.T, x)
+        branch = jax.lax.switch(which, [lambda m: m, lambda m: m @ m, lambda m: m @ m @ m], x[0])
+        return squares, branch, jnp.einsum("bij,bjk->bik", x, squares)
+
+    program = jax.jit(function).lower(jnp.ones((12, 16, 16)), jnp.int32(0)).compile()
+    assert hlo.flops(program) == 2 * 16**3 * (12 + 2 + 12)
 
 
 def test_the_polar_error_is_that_of_the_arithmetic() -> None:

@@ -37,6 +37,19 @@ def test_a_record_is_complete(paper: zoo.Paper) -> None:
     assert paper.arxiv in inspect.getmodule(paper.make).__doc__
 
 
+@pytest.mark.parametrize("paper", OWN, ids=lambda paper: paper.name)
+def test_switches_are_true_or_false(paper: zoo.Paper) -> None:
+    flags = [word for word, p in inspect.signature(paper.make).parameters.items() if p.annotation is bool]
+    given = {
+        word: None
+        for word, p in inspect.signature(paper.make).parameters.items()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
+    for flag in flags:
+        with pytest.raises(TypeError, match=f"^{paper.make.__name__}: {flag} must be True or False, got 'False'"):
+            paper.make(**{**given, flag: "False"})
+
+
 def required(paper: zoo.Paper) -> tuple:
     return (1e-3,) if paper.kind == "optimizer" else (optax.sgd(1e-3),)
 

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import optax_zoo as zoo
+from optax_zoo._core.layouts import layout
 from optax_zoo._core.rules import fits
 from optax_zoo._core.views import FALLBACK, KERNEL, MatrixView, is_view
 
@@ -38,9 +39,9 @@ def test_a_pattern_fits_the_end_of_a_path(pattern: str, path: str, expected: boo
 
 def test_the_first_rule_that_fits_decides() -> None:
     rules = zoo.matrix_rules(("a/kernel", MatrixView(0, 1)), ("kernel", FALLBACK, 2), ("*", None))
-    assert rules("x/a/kernel", jnp.ones((2, 2))) == MatrixView(0, 1)
-    assert rules("x/b/kernel", jnp.ones((2, 2))) == FALLBACK
-    assert rules("x/b/kernel", jnp.ones((2, 2, 2))) == KERNEL
+    assert rules.view_of("x/a/kernel", jnp.ones((2, 2))) == MatrixView(0, 1)
+    assert rules.view_of("x/b/kernel", jnp.ones((2, 2))) == FALLBACK
+    assert rules.view_of("x/b/kernel", jnp.ones((2, 2, 2))) == KERNEL
 
 
 def test_a_leaf_that_no_rule_covers_is_named() -> None:
@@ -53,11 +54,75 @@ def test_a_leaf_that_no_rule_covers_is_named() -> None:
 def test_layers_come_before_the_axes_of_a_view() -> None:
     rules = zoo.matrix_rules(("kernel", KERNEL, 2), ("query/kernel", MatrixView(0, (1, 2))), stacked=["layers/"])
     for path, shape, batch in (("layers/kernel", (5, 2, 3), True), ("head/kernel", (2, 3), False)):
-        view = rules(path, jnp.ones(shape))
-        assert view == (MatrixView(None, [2], [0]) if batch else KERNEL)
-    assert rules("layers/query/kernel", jnp.ones((5, 2, 3, 4))) == MatrixView([1], [2, 3], [0])
+        view = rules.view_of(path, jnp.ones(shape))
+        assert view == (MatrixView([1], [2], [0]) if batch else KERNEL)
+    assert rules.view_of("layers/query/kernel", jnp.ones((5, 2, 3, 4))) == MatrixView([1], [2, 3], [0])
     text = zoo.describe(zoo.muon(0.1, dimension_numbers=rules), {"layers": {"kernel": jnp.ones((5, 2, 3))}})
     assert "5 matrices of 2 x 3" in text
+
+
+@pytest.mark.parametrize("view", [MatrixView(0, 1), optax.contrib.MuonDimensionNumbers(0, 1), None, KERNEL])
+@pytest.mark.parametrize("stacked", ["layers/", ("layers/",)])
+def test_the_views_of_stacked_leaves_are_those_of_a_layer(view: Any, stacked: Any) -> None:
+    layers = {"layers": {"kernel": jnp.ones((5, 2, 3))}}
+    tx = zoo.muon(0.1, dimension_numbers=zoo.matrix_rules(("kernel", view), stacked=stacked))
+    assert "5 matrices of 2 x 3" in zoo.describe(tx, layers)
+
+
+@pytest.mark.parametrize(
+    ("shape", "view", "sentence"),
+    [
+        ((5, 3), None, r"a layer of the leaf at 'layers/kernel' of shape \(3,\) is not a matrix"),
+        ((5,), None, r"a layer of the leaf at 'layers/kernel' of shape \(\) is not a matrix"),
+        ((5, 2, 3), MatrixView(0, 3), r"a layer of the leaf at 'layers/kernel' of shape \(2, 3\) has axes -2 to 1"),
+    ],
+)
+def test_layers_that_a_view_does_not_fit_are_named(shape: Any, view: Any, sentence: str) -> None:
+    tx = zoo.muon(0.1, dimension_numbers=zoo.matrix_rules(("kernel", view), stacked="layers/"))
+    with pytest.raises(ValueError, match=f"^muon: {sentence}"):
+        tx.init({"layers": {"kernel": jnp.ones(shape)}})
+
+
+@pytest.mark.parametrize("make", [zoo.muon, zoo.mars, zoo.soap, zoo.adafactor])
+@pytest.mark.parametrize("entry", ["falback", 3, (0, 1)])
+def test_what_is_no_view_is_refused(make: Any, entry: Any) -> None:
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
+    hint = "; did you mean 'fallback'" if entry == "falback" else ""
+    sentence = (
+        rf"^{make.__name__}: dimension_numbers must be a MatrixView, None or 'fallback' for the leaf at \['a'\],"
+        rf" got .*{hint}"
+    )
+    with pytest.raises(TypeError, match=sentence):
+        make(0.1, dimension_numbers=lambda path, leaf: entry if path == "a" else None).init(params)
+
+
+def test_beside_the_views_of_optax_none_means_what_it_means_there() -> None:
+    params = {"e": jnp.ones((4, 3)), "w": jnp.ones((4, 3))}
+    views = {"e": None, "w": optax.contrib.MuonDimensionNumbers()}
+    theirs = optax.contrib.muon(0.1, muon_weight_dimension_numbers=views)
+    assert [k for k, v in _muon_state(theirs, params).items() if not isinstance(v, optax.MaskedNode)] == ["w"]
+    text = zoo.describe(zoo.muon(0.1, dimension_numbers=views), params).partition("\n\n")[2].splitlines()
+    assert [line.split("  ")[-1].strip() for line in text[1:]] == ["left to adam", "1 matrix of 4 x 3"]
+
+
+def _muon_state(tx: optax.GradientTransformation, params: Any) -> Any:
+    return optax.tree_utils.tree_get(tx.init(params), "mu", filtering=lambda path, _: "muon" in str(path))
+
+
+def test_rules_are_no_schedule() -> None:
+    rules = zoo.matrix_rules(("w", None), ("*", FALLBACK))
+    params = {"e": jnp.ones((4, 3)), "w": jnp.ones((4, 3))}
+    injected = optax.inject_hyperparams(zoo.muon)(0.1, dimension_numbers=rules)
+    updates, state = injected.update(params, injected.init(params), params)
+    plain = zoo.muon(0.1, dimension_numbers=rules)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+    assert jnp.allclose(updates["w"], plain.update(params, plain.init(params), params)[0]["w"], rtol=1e-6)
+    assert "ns_steps" not in state.hyperparams
+
+
+def test_equal_leaves_are_traced_once() -> None:
+    one, other = (layout(None, (3, 2), f"muon: the leaf at {path}") for path in ("['a']", "['b']"))
+    assert one == other and hash(one) == hash(other)
 
 
 @pytest.mark.parametrize(

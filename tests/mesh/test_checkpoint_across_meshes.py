@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import optax_zoo as zoo
-from tests.laws.harness import assert_close, build
-from tests.mesh.test_shard_over import SHARING, make_mesh, placed, stepping, tree
+from tests.laws.harness import assert_close
+from tests.mesh.test_shard_over import SHARING, made, make_mesh, placed, stepping, tree
 
 P = PartitionSpec
 
@@ -25,10 +25,10 @@ def test_a_checkpoint_knows_no_mesh(paper: zoo.Paper, tmp_path: Path) -> None:
             params, state = step(params, state, put(grads))
         return params, state
 
-    alone = build(paper, 0.1)
+    alone = made(paper)
     expected = train(alone, host, alone.init(host), lambda x: x, 2)
 
-    shared = build(paper, 0.1, shard_over="data")
+    shared = made(paper, shard_over="data")
     rows = make_mesh(data=8)
     params = placed(host, rows, P("data"))
     half = train(shared, params, jax.jit(shared.init)(params), lambda x: placed(x, rows, P("data")), 1)

@@ -50,6 +50,11 @@ def stepping(tx: optax.GradientTransformationExtraArgs, **more: Any) -> Any:
     return jax.jit(step)
 
 
+def made(paper: zoo.Paper, **arguments: Any) -> optax.GradientTransformationExtraArgs:
+    """The method; a transform precedes SGD without momentum, whose slots optax leaves where they are made."""
+    return build(paper, 0.1, None, 0.0, **arguments)
+
+
 def two_steps(tx: optax.GradientTransformationExtraArgs, params: PyTree, grads: PyTree, **more: Any) -> Any:
     step, state = stepping(tx, **more), jax.jit(tx.init)(params)
     for _ in range(2):
@@ -77,10 +82,10 @@ LAYOUTS = {
 @pytest.mark.parametrize("paper", SHARING)
 def test_under_jit_it_is_the_update_of_one_device(paper: zoo.Paper, layout: str) -> None:
     axes, spec, kind = LAYOUTS[layout]
-    alone, _ = two_steps(build(paper, 0.1), tree(), tree(seed=1))
+    alone, _ = two_steps(made(paper), tree(), tree(seed=1))
     mesh = make_mesh(kind, **axes)
     params = placed(tree(), mesh, spec)
-    tx = build(paper, 0.1, shard_over="data")
+    tx = made(paper, shard_over="data")
     together, state = two_steps(tx, params, placed(tree(seed=1), mesh, spec))
     assert_close(together, alone, layout)
     assert_sharded_alike((together, state), params)
@@ -92,9 +97,9 @@ def test_inside_shard_map_it_is_the_update_of_one_device(paper: zoo.Paper) -> No
     kinds = (P(), P("data"), P(None, "data"), P(None, "model"), P(("data", "model")), P("model", "data"))
     names = [name for name in params if name != "vector"]
     specs = {name: kinds[i % len(kinds)] for i, name in enumerate(names)} | {"vector": P()}
-    alone, _ = two_steps(build(paper, 0.1), params, grads)
+    alone, _ = two_steps(made(paper), params, grads)
     for share in ("data", ("model", "data")):
-        tx = build(paper, 0.1, shard_over=share)
+        tx = made(paper, shard_over=share)
 
         def step(params: PyTree, grads: PyTree, tx: Any = tx) -> PyTree:
             state = tx.init(params)

@@ -22,7 +22,7 @@ def test_readme_shows_a_real_race() -> None:
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
-@pytest.mark.parametrize("script", ["step_time", "compile_time", "memory"])
+@pytest.mark.parametrize("script", ["step_time", "compile_time", "memory", "sharing"])
 def test_benchmark_results_are_committed(script: str) -> None:
     files = list(Path(ROOT / "benchmarks" / "results").glob(f"{script}.*.json"))
     assert files

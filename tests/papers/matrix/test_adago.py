@@ -80,6 +80,15 @@ def test_every_matrix_of_a_leaf_has_a_step_of_its_own() -> None:
     assert jax.tree.map(jnp.shape, state.alpha) == {"fused": (1, 6), "parts": (6, 1, 1)}
 
 
+def test_without_gradient_the_step_is_the_floor_however_small_v0_is() -> None:
+    params = {"w": jnp.ones((3, 2), jnp.float32)}
+    for v0 in (1e-6, 1e-25):
+        tx = adago(0.1, v0=v0, eps=1e-3)
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        assert not jnp.any(updates["w"])
+        np.testing.assert_allclose(optax.tree_utils.tree_get(state, "alpha")["w"], 1e-3, rtol=1e-6)
+
+
 @pytest.mark.parametrize("noise", [0.0, 3.0])
 def test_steps_adapt_to_the_noise(noise: float) -> None:
     """Near a minimum Muon circles at the distance of its step whatever the noise; AdaGO's steps shrink by themselves,

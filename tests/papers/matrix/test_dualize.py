@@ -15,6 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 import optax_zoo as zoo
 from optax_zoo import MatrixView
 from optax_zoo._core.quintics import PRESETS
+from optax_zoo.matrix.scion import _role_by_path
 
 P = PartitionSpec
 GOLDEN = Path(__file__).parents[2] / "golden" / "dualize.atoms.npz"
@@ -298,7 +299,7 @@ def test_leaves_that_are_absent_stay_so() -> None:
     "roles",
     [
         {"a": {"w": "sign", "e": "embed"}, "b": "vector"},
-        lambda path, leaf: "embed" if path == "a/e" else "sign" if len(leaf.shape) == 2 else "vector",
+        lambda path, shape: "embed" if path == "a/e" else "sign" if len(shape) == 2 else "vector",
         lambda tree: {"a": {name: "embed" if name == "e" else "sign" for name in tree["a"]}, "b": "vector"},
         zoo.dual_roles({"*/e": "embed", "*/w": "sign"}),
     ],
@@ -308,6 +309,62 @@ def test_roles_in_every_form(roles: Any) -> None:
     ours = dualized(g, roles)
     assert_equal(ours["a"], {"w": jnp.sign(g["a"]["w"]), "e": in_numpy(np.asarray(g["a"]["e"]), "embed", 0.0)})
     assert_equal(ours["b"], in_numpy(np.asarray(g["b"]), "vector", 0.0))
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "role", "scion"),
+    [
+        ("block/Dense_0/kernel", (3, 4), "linear", "linear"),
+        ("block/Dense_0/kernel/value", (3, 4), "linear", "linear"),
+        ("lm_head/kernel", (3, 9), "linear", "sign"),
+        ("lm_head/kernel/value", (3, 9), "linear", "sign"),
+        ("unembed/kernel", (3, 9), "linear", "sign"),
+        ("tokens/embedding", (9, 3), "embed", "embed"),
+        ("attention/query/kernel", (8, 2, 4), MatrixView(0, (1, 2)), MatrixView(0, (1, 2))),
+        ("attention/out/kernel", (2, 4, 8), MatrixView((0, 1), 2), MatrixView((0, 1), 2)),
+        ("attention/query/bias", (2, 4), "vector", "vector"),
+        ("layers/norm/scale", (12, 8), "vector", "vector"),
+        ("Conv_0/kernel", (3, 4, 8), "conv", "conv"),
+        ("Conv_0/kernel", (3, 3, 4, 8), "conv", "conv"),
+        ("general/kernel", (3, 4, 8), None, None),
+    ],
+)
+def test_roles_by_name(path: str, shape: tuple[int, ...], role: Any, scion: Any) -> None:
+    assert zoo.dual_roles()(path, shape) == role
+    assert _role_by_path(path, shape) == scion
+
+
+def test_the_preset_reads_attention() -> None:
+    x = jnp.ones((1, 3, 8))
+    params = nn.MultiHeadDotProductAttention(2).init(jax.random.key(0), x, x)
+    for tx in (zoo.dualize("flax"), zoo.scion(0.1)):
+        updates, _ = tx.update(params, tx.init(params), params)
+        assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+
+
+@pytest.mark.parametrize("scale", [1e-35, 1e38])
+@pytest.mark.parametrize("role", ["linear", "embed", "vector", "sign"])
+def test_no_gradient_is_too_small_or_too_large(role: str, scale: float) -> None:
+    g = gaussian(3, 4) / 4
+    np.testing.assert_allclose(dualized(scale * g, role), dualized(g, role), atol=1e-5)
+
+
+@pytest.mark.parametrize("role", ["embed", "vector"])
+def test_the_derivative_at_rows_of_zeros_is_finite(role: str) -> None:
+    tx = zoo.dualize(role)
+    g = gaussian(3, 4).at[1].set(0.0) if role == "embed" else jnp.zeros((3, 4))
+    assert jnp.isfinite(jax.grad(lambda g: tx.update(g, tx.init(g))[0].sum())(g)).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("role", ["linear", "embed", "vector", "sign"])
+def test_norms_of_half_precision_are_those_of_float32(role: Any, dtype: Any) -> None:
+    x = (300 * jnp.ones((2, 300))).astype(dtype)
+    for of in (zoo.atom_norm, zoo.atom_dual_norm):
+        ours = of(x, role)
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, of(x.astype(jnp.float32), role), rtol=1e-6)
+    assert zoo.atom_norm([[3.0, 0.0]], "linear") == pytest.approx(3.0 / np.sqrt(2))
 
 
 class Network(nn.Module):
@@ -320,7 +377,7 @@ class Network(nn.Module):
 def test_the_preset_knows_a_flax_model() -> None:
     shapes = jax.eval_shape(Network().init, jax.random.key(0), jnp.zeros((2,), jnp.int32), jnp.zeros((1, 8, 8, 2)))
     flat = jax.tree_util.tree_flatten_with_path(shapes["params"])[0]
-    found = {path[0].key + "/" + path[1].key: zoo.dual_roles()(path[-1].key, leaf) for path, leaf in flat}
+    found = {path[0].key + "/" + path[1].key: zoo.dual_roles()(path[-1].key, leaf.shape) for path, leaf in flat}
     assert found == {
         "Conv_0/bias": "vector",
         "Conv_0/kernel": "conv",
@@ -331,10 +388,10 @@ def test_the_preset_knows_a_flax_model() -> None:
         "LayerNorm_0/scale": "vector",
     }
     ruled = zoo.dual_roles({"dense_0/*": "sign", "*/kernel": "linear"}, embeddings=["Vocabulary"])
-    assert ruled("Dense_0/kernel", gaussian(2, 2)) == "sign"
-    assert ruled("conv/kernel", gaussian(1, 1, 2, 2)) == "linear"
-    assert ruled("vocabulary/table", gaussian(3, 2)) == "embed"
-    assert ruled("embedding", gaussian(3, 2)) == "linear"
+    assert ruled("Dense_0/kernel", (2, 2)) == "sign"
+    assert ruled("conv/kernel", (1, 1, 2, 2)) == "linear"
+    assert ruled("vocabulary/table", (3, 2)) == "embed"
+    assert ruled("embedding", (3, 2)) == "linear"
 
 
 SPECS = {

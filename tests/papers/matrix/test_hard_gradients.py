@@ -88,6 +88,25 @@ def test_a_finished_method_takes_care_of_vectors(paper: zoo.Paper) -> None:
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
 
 
+@pytest.mark.parametrize("paper", METHODS)
+def test_a_leaf_without_gradient_rests(paper: zoo.Paper) -> None:
+    params = {"w": jnp.ones((3, 2)), "still": jnp.ones((3, 2)), "gain": jnp.ones(3)}
+    tx = build(paper, rate(paper))
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update({**params, "still": None}, state, params, grad_fn=lambda at: {**at, "still": None})
+    assert updates["still"] is None
+    assert jnp.any(updates["w"]) and jnp.any(updates["gain"])
+
+
+@pytest.mark.parametrize("make", [zoo.muon, zoo.normuon, zoo.adago, zoo.mars])
+def test_whose_a_missing_gradient_is_must_be_known(make: Callable[..., Any]) -> None:
+    params = {"w": jnp.ones((3, 2)), "gain": jnp.ones(3)}
+    tx = make(0.1, weight_decay=0.0)
+    with pytest.raises(ValueError, match=rf"^{make.__name__}: the gradient at \['w'\] is None; pass params"):
+        tx.update({**params, "w": None}, tx.init(params))
+
+
 @pytest.mark.parametrize("make", [zoo.scale_by_muon, zoo.scale_by_normuon, zoo.scale_by_adago])
 def test_a_bare_rule_for_matrices_names_the_vector_that_it_is_given(make: Callable[..., Any]) -> None:
     name = make.__name__.removeprefix("scale_by_")

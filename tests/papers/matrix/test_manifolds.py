@@ -171,6 +171,50 @@ def test_nothing_is_nan_at_zero_or_at_opposite_points() -> None:
     close(results[3], np.pi)
 
 
+@pytest.mark.parametrize("angle", [0.0, 1.0, 3.1415, np.pi])
+def test_parallel_transport_on_the_sphere_keeps_lengths_in_float32(angle: float) -> None:
+    sphere = zoo.Sphere(exact=True)
+    x = sphere.proj(normal(0).astype(jnp.float32))
+    u = sphere.proj(sphere.proju(x, normal(1).astype(jnp.float32)))
+    y = sphere.expmap(x, jnp.float32(angle) * u)
+    v = sphere.proj(sphere.proju(x, normal(2).astype(jnp.float32)))
+    moved = sphere.parallel_transport(x, y, v)
+    lengths = jnp.linalg.norm(moved, axis=-1)
+    np.testing.assert_allclose(jnp.sum(moved * y, axis=-1), 0.0, atol=2e-6)
+    assert (lengths < 1 + 1e-5).all()
+    if angle < np.pi:
+        np.testing.assert_allclose(lengths, 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("manifold", [zoo.PoincareBall(), zoo.Sphere()])
+def test_half_precision_has_no_nan_at_points_that_meet(manifold: zoo.Manifold) -> None:
+    x = point(manifold, 0).astype(jnp.float16)
+    for out in (manifold.expmap(x, jnp.zeros_like(x)), manifold.logmap(x, x), manifold.proj(200 * x)):
+        assert out.dtype == jnp.float16 and jnp.isfinite(out).all()
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_projections_know_no_scale(scale: float) -> None:
+    x = normal(0).astype(jnp.float32)
+    np.testing.assert_allclose(zoo.Sphere().proj(jnp.float32(scale) * x), zoo.Sphere().proj(x), rtol=1e-6)
+    inside = zoo.PoincareBall().proj(jnp.float32(1e25) * x)
+    np.testing.assert_allclose(jnp.linalg.norm(inside, axis=-1), 0.996, rtol=1e-6)
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS)
+def test_distances_from_nowhere_are_nan(manifold: zoo.Manifold) -> None:
+    x = point(manifold, 0)
+    assert jnp.isnan(manifold.dist(x.at[0, 0].set(jnp.nan), x)[0])
+
+
+@pytest.mark.parametrize("manifold", CURVED)
+def test_the_exponential_map_has_its_derivative_at_zero(manifold: zoo.Manifold) -> None:
+    x = point(manifold, 0)
+    u = manifold.proju(x, normal(1, 0.1))
+    _, moved = jax.jvp(lambda u: manifold.expmap(x, u), (jnp.zeros_like(x),), (u,))
+    np.testing.assert_allclose(moved, u, rtol=1e-10, atol=1e-12)
+
+
 def test_a_product_has_a_step_size_for_each_curved_factor_and_each_flat_entry() -> None:
     ball = zoo.PoincareBall()
     product = zoo.Product([(ball, 2), (zoo.Euclidean(), 3), (zoo.Sphere(), 3)])

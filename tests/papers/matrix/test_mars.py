@@ -239,11 +239,23 @@ def test_a_schedule_scales_both_rates() -> None:
     table = jnp.array([0.1, 0.2, 0.05])
     rest = {"learning_rate_1d": 0.02, "weight_decay_1d": 0.0}
     np.testing.assert_allclose(sizes(zoo.mars(0.1, **rest)), [0.02] * 3, rtol=1e-5)
-    np.testing.assert_allclose(sizes(zoo.mars(lambda i: table[i], **rest)), [0.02, 0.04, 0.01], rtol=1e-5)
+    np.testing.assert_allclose(sizes(zoo.mars(lambda i: table[i], **rest)), [0.01, 0.02, 0.005], rtol=1e-5)
     np.testing.assert_allclose(
-        sizes(zoo.mars(lambda i: table[i], base_learning_rate=0.2, **rest)), [0.01, 0.02, 0.005], rtol=1e-5
+        sizes(zoo.mars(lambda i: table[i], base_learning_rate=0.1, **rest)), [0.02, 0.04, 0.01], rtol=1e-5
     )
     np.testing.assert_allclose(sizes(zoo.mars(0.1, base_learning_rate=0.2, **rest)), [0.01] * 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [3, 1000, 90_000])
+def test_the_peak_of_a_warmup_is_the_rate_that_the_other_one_belongs_to(warmup: int) -> None:
+    def schedule(step: Any) -> jax.Array:
+        t = jnp.asarray(step).astype(jnp.float32) / warmup
+        return 0.1 * jnp.where(t < 1, t, 1 / jnp.maximum(t, 1))
+
+    tx = zoo.mars(lambda step: schedule(step + warmup), learning_rate_1d=0.02, weight_decay_1d=0.0)
+    assert sizes(tx, 1) == pytest.approx(0.02)
+    tx = zoo.mars(schedule, learning_rate_1d=0.02, weight_decay_1d=0.0)
+    np.testing.assert_allclose(sizes(tx, 3), np.arange(3) / warmup * 0.02, rtol=0.021, atol=1e-9)
 
 
 def test_a_schedule_of_the_other_rate_is_taken_as_it_is() -> None:
@@ -369,7 +381,7 @@ def test_exact_does_with_passed_gradients() -> None:
         ({"variant": "lio"}, r"variant must be one of 'adamw', 'lion', 'shampoo', got 'lio'; did you mean 'lion'\?"),
         ({"b1_1d": 1.0}, r"b1_1d must be in \[0, 1\), got 1.0"),
         ({"b2_1d": 1.0, "optimize_1d": True}, r"b2_1d must be in \[0, 1\), got 1.0"),
-        ({"learning_rate": lambda i: 0.1 * i}, r"base_learning_rate must be in \(0, inf\), got 0.0"),
+        ({"base_learning_rate": 0.0}, r"base_learning_rate must be in \(0, inf\), got 0.0"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], sentence: str) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import optax_zoo as zoo
 from optax_zoo import ModularNorm, modular_atom, modular_bond
@@ -107,7 +108,21 @@ def test_paths_lead_into_nested_trees() -> None:
     assert module.target_norms(jax.eval_shape(lambda: params)) == module.target_norms(params)
 
 
+def test_variables_that_wrap_their_arrays_are_leaves_by_their_own_names() -> None:
+    params = nnx.state(nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0)), nnx.Param)
+    for path in ("kernel", "kernel/value"):
+        assert jax.tree.leaves(modular_atom(path).target_norms(params)) == [1.0]
+
+
+def test_a_mass_may_be_traced() -> None:
+    norms = jax.jit(lambda mass: (modular_atom("b", mass) @ modular_atom("a")).target_norms({"a": 1.0, "b": 1.0}))
+    np.testing.assert_allclose(list(norms(3.0).values()), [0.25, 0.75])
+
+
 def test_bad_input_is_refused() -> None:
+    for what in (lambda a: a @ 3, lambda a: a + 3):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            what(modular_atom("a"))
     a = modular_atom("a")
     with pytest.raises(ValueError, match=r"modular_atom: mass must be in \[0, inf\), got -1.0"):
         modular_atom("a", mass=-1.0)

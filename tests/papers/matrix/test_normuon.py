@@ -111,6 +111,14 @@ def test_cautious_decay_spares_entries_that_the_update_moves_away_from_zero() ->
     np.testing.assert_allclose(some, np.where(agrees, all_, plain), rtol=1e-6)
 
 
+def test_cautious_decay_is_that_of_vectors_too() -> None:
+    """As in dion, whose AdamW takes the flag of its group."""
+    params = jnp.array([1.0, -1.0])
+    tx = normuon(0.1, cautious_weight_decay=True, adam_weight_decay=0.5)
+    updates, _ = tx.update(jnp.ones(2), tx.init(params), params)
+    np.testing.assert_allclose(updates, [-0.15, -0.1], rtol=1e-5)
+
+
 @pytest.mark.parametrize("arguments", [{"b2": 1.5}, {"momentum": 1.0}, {"scaling": "x"}, {"norm_safety": 0.0}])
 def test_bad_arguments_are_named(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^normuon: {next(iter(arguments))} must be"):

@@ -148,9 +148,10 @@ def test_a_nan_stays_in_its_own_matrix() -> None:
 
 
 def test_leading_axes_are_batch_axes() -> None:
-    x = gaussian(2, 3, 4, 6)
-    each = [[orthogonalize(x[i, j]) for j in range(3)] for i in range(2)]
-    np.testing.assert_allclose(orthogonalize(x), np.array(each), atol=1e-6)
+    with jax.enable_x64(True):
+        x = gaussian(2, 3, 4, 6).astype(jnp.float64)
+        each = [[orthogonalize(x[i, j]) for j in range(3)] for i in range(2)]
+        np.testing.assert_allclose(orthogonalize(x), np.array(each), atol=1e-13)
 
 
 def test_equal_shapes_solved_in_a_loop_do_not_change() -> None:
@@ -194,12 +195,15 @@ def test_views_flatten_axes_and_split_fused_projections() -> None:
     [
         ({"ns_coeffs": "kellr"}, "orthogonalize: no ns_coeffs 'kellr'; did you mean 'keller'"),
         ({"ns_coeffs": [1.0, 2.0]}, "orthogonalize: ns_coeffs must be a preset, a row"),
+        ({"ns_coeffs": [(1.0, 2.0, 3.0), (1.0, 2.0)]}, "orthogonalize: ns_coeffs must be a preset, a row"),
+        ({"ns_coeffs": ("a", "b", "c")}, "orthogonalize: ns_coeffs must be a preset, a row"),
         ({"ns_steps": 0}, r"orthogonalize: ns_steps must be in \[1, inf\), got 0"),
         ({"ns_steps": 2.5}, "orthogonalize: ns_steps must be a whole number, got 2.5"),
         ({"eps": -1.0}, r"orthogonalize: eps must be in \[0, inf\), got -1.0"),
         ({"norm_safety": 0.0}, r"orthogonalize: norm_safety must be in \(0, inf\), got 0.0"),
         ({"method": "qr"}, "orthogonalize: method must be one of"),
         ({"gram_restarts": (-1,)}, "orthogonalize: gram_restarts must be step numbers"),
+        ({"gram_restarts": 2}, "orthogonalize: gram_restarts must be step numbers from 0, got 2"),
         ({"dimension_numbers": MatrixView(0, 2)}, r"orthogonalize: x of shape \(3, 4\) has axes -2 to 1"),
         ({"dimension_numbers": MatrixView(0, 0)}, r"orthogonalize: x of shape \(3, 4\) needs a view that names every"),
         ({"dimension_numbers": MatrixView(split=(1, 2))}, r"orthogonalize: x of shape \(3, 4\) has 4 outputs"),
@@ -208,6 +212,37 @@ def test_views_flatten_axes_and_split_fused_projections() -> None:
 def test_bad_arguments_are_named(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         orthogonalize(gaussian(3, 4), **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"ns_steps": lambda step: 5}, {"eps": lambda step: 1e-7}])
+def test_schedules_are_refused(arguments: dict[str, Any]) -> None:
+    sentence = f"orthogonalize: {next(iter(arguments))} must be a number here, got the schedule"
+    with pytest.raises(TypeError, match=sentence):
+        orthogonalize(gaussian(3, 4), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((0,), r"num_steps must be in \[1, inf\), got 0"),
+        ((2.5,), "num_steps must be a whole number, got 2.5"),
+        ((3, 0.0), r"lower must be in \(0, 1\], got 0.0"),
+    ],
+)
+def test_bad_arguments_of_polar_express_are_named(arguments: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^polar_express_coeffs: {sentence}"):
+        polar_express_coeffs(*arguments)
+
+
+@pytest.mark.parametrize("scale", [1e-35, 1e-20, 1e20, 1e38])
+def test_no_scale_is_too_small_or_too_large(scale: float) -> None:
+    x = gaussian(4, 6) / 4
+    np.testing.assert_allclose(orthogonalize(scale * x, eps=0.0), orthogonalize(x, eps=0.0), atol=2e-6)
+
+
+def test_half_precision_keeps_imaginary_parts() -> None:
+    z = jax.lax.complex(gaussian(4, 6), gaussian(4, 6, seed=1))
+    np.testing.assert_allclose(orthogonalize(z, compute_dtype=jnp.bfloat16), orthogonalize(z), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

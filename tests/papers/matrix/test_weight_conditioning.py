@@ -13,6 +13,8 @@ import optax
 import pytest
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 import optax_zoo as zoo
 from optax_zoo.matrix.weight_conditioning import Mode
@@ -250,6 +252,55 @@ def test_inside_an_nnx_model() -> None:
     np.testing.assert_allclose(np.linalg.norm(conditioned.hidden.kernel[...], axis=0), 1.0, rtol=1e-6)
     np.testing.assert_array_equal(conditioned.head.kernel[...], params["head"]["kernel"][...])
     fits(params, lambda params: nnx.merge(graph, params)(X))
+
+
+def attention(model: str) -> Any:
+    x = jnp.ones((1, 3, 8))
+    if model == "linen":
+        return nn.MultiHeadDotProductAttention(2).init(jax.random.key(0), x, x)
+    return nnx.state(nnx.MultiHeadAttention(2, 8, 8, decode=False, rngs=nnx.Rngs(0)), nnx.Param)
+
+
+@pytest.mark.parametrize("predicate", [None, zoo.muon_mask_by_path()])
+@pytest.mark.parametrize("model", ["linen", "nnx"])
+def test_biases_of_several_axes_are_left_alone(model: str, predicate: Any) -> None:
+    params = attention(model)
+    conditioned = jax.tree_util.tree_flatten_with_path(zoo.condition_params(params, predicate))[0]
+    before = jax.tree.leaves(params)
+    changed = [bool(jnp.any(x != y)) for (_, x), y in zip(conditioned, before, strict=True)]
+    assert changed == ["kernel" in jax.tree_util.keystr(path) for path, _ in conditioned]
+    assert any(y.ndim == 2 and not change for y, change in zip(before, changed, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("spec", [P("a"), P(None, "a"), P("a", "b"), P(("a", "b"))])
+def test_blocks_are_conditioned_as_the_whole(mode: Mode, spec: P) -> None:
+    w = jnp.asarray(gaussian(8, 4), jnp.float32)
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
+
+    def over(function: Any) -> Any:
+        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec))(w)
+
+    expected = zoo.weight_conditioning(w, mode=mode)
+    np.testing.assert_allclose(over(lambda w: zoo.weight_conditioning(w, mode=mode, spec=spec)), expected, rtol=1e-6)
+    tree = over(lambda w: zoo.condition_params({"w": w}, mode=mode, param_specs=spec)["w"])
+    np.testing.assert_allclose(tree, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"weight_conditioning: w is one device's block along mesh axis 'a', .* spec="):
+        over(lambda w: zoo.weight_conditioning(w, mode=mode))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_no_unit_is_too_small_or_too_large(scale: float) -> None:
+    w = jnp.asarray(gaussian(6, 5), jnp.float32)
+    out = zoo.weight_conditioning(jnp.float32(scale) * w, eps=0.0)
+    np.testing.assert_allclose(out, zoo.weight_conditioning(w), rtol=1e-6)
+
+
+def test_a_nan_spoils_its_unit_and_no_other() -> None:
+    w = jnp.asarray(gaussian(6, 5), jnp.float32)
+    ill = np.asarray(zoo.weight_conditioning(w.at[2, 3].set(jnp.nan)))
+    assert np.isnan(ill[:, 3]).all()
+    np.testing.assert_array_equal(np.delete(ill, 3, 1), np.delete(np.asarray(zoo.weight_conditioning(w)), 3, 1))
 
 
 def test_inside_plain_functions() -> None:
