@@ -34,6 +34,10 @@ def gaussian(*shape: int, dtype: Any = jnp.float32, seed: int = 0) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(dtype)
 
 
+def double(*shape: int) -> jax.Array:
+    return gaussian(*shape).astype(jnp.float64)
+
+
 def in_numpy(x: np.ndarray, rows: Any, eps: float = 1e-7, norm_safety: float = 1.0) -> np.ndarray:
     """The update of the paper, literally."""
     if x.shape[0] > x.shape[1]:
@@ -149,7 +153,7 @@ def test_a_nan_stays_in_its_own_matrix() -> None:
 
 def test_leading_axes_are_batch_axes() -> None:
     with jax.enable_x64(True):
-        x = gaussian(2, 3, 4, 6).astype(jnp.float64)
+        x = double(2, 3, 4, 6)
         each = [[orthogonalize(x[i, j]) for j in range(3)] for i in range(2)]
         np.testing.assert_allclose(orthogonalize(x), np.array(each), atol=1e-13)
 
@@ -177,17 +181,18 @@ def test_complex_matrices_become_unitary() -> None:
 
 
 def test_views_flatten_axes_and_split_fused_projections() -> None:
-    kernel = gaussian(3, 3, 4, 8)
-    flat = orthogonalize(kernel.reshape(36, 8)).reshape(kernel.shape)
-    np.testing.assert_allclose(orthogonalize(kernel, dimension_numbers=MatrixView((0, 1, 2), 3)), flat, atol=1e-6)
-    same = orthogonalize(kernel, dimension_numbers=optax.contrib.MuonDimensionNumbers((0, 1, 2), -1))
-    np.testing.assert_allclose(same, flat, atol=1e-6)
-    experts = orthogonalize(gaussian(4, 5, 6), dimension_numbers=MatrixView(0, 2, 1))
-    np.testing.assert_allclose(experts[:, 1], orthogonalize(gaussian(4, 5, 6)[:, 1]), atol=1e-6)
-    fused = gaussian(4, 10)
-    ours = orthogonalize(fused, dimension_numbers=MatrixView(split=(4, 3, 3)))
-    parts = [orthogonalize(part) for part in jnp.split(fused, [4, 7], axis=1)]
-    np.testing.assert_allclose(ours, jnp.concatenate(parts, axis=1), atol=1e-6)
+    with jax.enable_x64(True):
+        kernel = double(3, 3, 4, 8)
+        flat = orthogonalize(kernel.reshape(36, 8)).reshape(kernel.shape)
+        np.testing.assert_allclose(orthogonalize(kernel, dimension_numbers=MatrixView((0, 1, 2), 3)), flat, atol=1e-13)
+        same = orthogonalize(kernel, dimension_numbers=optax.contrib.MuonDimensionNumbers((0, 1, 2), -1))
+        np.testing.assert_allclose(same, flat, atol=1e-13)
+        experts = orthogonalize(double(4, 5, 6), dimension_numbers=MatrixView(0, 2, 1))
+        np.testing.assert_allclose(experts[:, 1], orthogonalize(double(4, 5, 6)[:, 1]), atol=1e-13)
+        fused = double(4, 10)
+        ours = orthogonalize(fused, dimension_numbers=MatrixView(split=(4, 3, 3)))
+        parts = [orthogonalize(part) for part in jnp.split(fused, [4, 7], axis=1)]
+        np.testing.assert_allclose(ours, jnp.concatenate(parts, axis=1), atol=1e-13)
 
 
 @pytest.mark.parametrize(
