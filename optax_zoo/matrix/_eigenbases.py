@@ -2,9 +2,14 @@
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_batching import sequential_vmap
 
 from optax_zoo._core.norms import divisible
 from optax_zoo._core.occasion import replaced
+
+# One matrix at a time under vmap: batches of them, two at once, may wait for each other for ever on a CPU's threads.
+_eigh = sequential_vmap(lambda x: tuple(jnp.linalg.eigh(x)))
+_qr = sequential_vmap(lambda x: tuple(jnp.linalg.qr(x)))
 
 
 def eigenbasis(factor: Array) -> Array:
@@ -13,7 +18,7 @@ def eigenbasis(factor: Array) -> Array:
     The null space has no eigenvectors of its own: its basis is that which Householder reflections give, a function of
     the others, where the solver's would be one of rounding errors.
     """
-    values, vectors = jnp.linalg.eigh(_scaled(lax.stop_gradient(factor)))
+    values, vectors = _eigh(_scaled(lax.stop_gradient(factor)))
     vectors = vectors[:, ::-1]
     return _settled(vectors, jnp.maximum(values[::-1], 0), vectors, jnp.zeros_like(vectors))
 
@@ -27,7 +32,7 @@ def refreshed(factor: Array, basis: Array) -> tuple[Array, Array]:
     image = jnp.matmul(_scaled(factor), basis, precision=lax.Precision.HIGHEST)
     order = jnp.argsort(jnp.sum(basis * image, axis=0), descending=True).astype(jnp.int32)
     image, before = image[:, order], basis[:, order]
-    new, triangle = jnp.linalg.qr(image)
+    new, triangle = _qr(image)
     return _settled(new, jnp.abs(jnp.diagonal(triangle)), image, before), order
 
 
@@ -40,7 +45,7 @@ def _settled(basis: Array, sizes: Array, columns: Array, instead: Array) -> Arra
 
     def settle() -> Array:
         order = jnp.argsort(~known)
-        made, _ = jnp.linalg.qr(jnp.where(known[None, :], columns, instead)[:, order])
+        made, _ = _qr(jnp.where(known[None, :], columns, instead)[:, order])
         return made[:, jnp.argsort(order)]
 
     return replaced(basis, ~jnp.all(known), settle)
