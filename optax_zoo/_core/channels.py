@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.tree_util import keystr
 
+from optax_zoo._core.hyper import structural
 from optax_zoo._core.naming import speaker
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import choose
@@ -18,8 +19,7 @@ ChannelAxis: TypeAlias = Any
 Haiku and Equinox-style kernels, (in, out) or (height, width, in, out), have their channels last: -1; PyTorch's first:
 0. None: the leaf has no channel axis."""
 
-LAST = np.int64(-1)
-"""-1 as a default that `optax.inject_hyperparams` leaves alone; it would make an array of Python's own -1."""
+LAST = structural(-1)
 
 
 @dataclasses.dataclass(frozen=True)

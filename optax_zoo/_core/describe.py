@@ -29,9 +29,10 @@ def describe(tx: optax.GradientTransformation, params: PyTree) -> str:
         state = jax.eval_shape(tx.init, params)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     order = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    known = set(order)
     slots: dict[str, list[Any]] = defaultdict(list)
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        slots[_slot(path, set(order))].append(leaf)
+        slots[_slot(path, known)].append(leaf)
 
     def row(name: str, leaves: list[Any]) -> tuple[str, ...]:
         dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))

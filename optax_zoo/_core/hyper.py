@@ -2,8 +2,9 @@
 
 import math
 import numbers
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias, cast, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +40,22 @@ RANGES: Mapping[str, str] = {
 def structural(default: int) -> Any:
     """A default that shapes a program: as NumPy's integer, `optax.inject_hyperparams` does not make it an array."""
     return np.int64(default)
+
+
+def known_integer(name: str, value: object, unknown: type = Array) -> int:
+    """`value` as Python's integer, where it shapes the state or the program.
+
+    Raises:
+      TypeError: `value` is of the type `unknown`, or no integer.
+    """
+    if isinstance(value, unknown):
+        raise TypeError(
+            f"{speaker()}: {name} must be known when the state is made; name it in the static_args of"
+            " optax.inject_hyperparams"
+        )
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{speaker()}: {name} must be an integer, got {value!r}")
+    return operator.index(cast(SupportsIndex, value))
 
 
 class StepSchedule(optax.schedules.StatefulSchedule):

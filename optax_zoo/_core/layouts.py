@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
-from jax.tree_util import keystr
 
 from optax_zoo._core import mesh
 from optax_zoo._core.blocks import cuts
@@ -25,10 +24,9 @@ from optax_zoo._core.views import (
     MatrixView,
     as_axes,
     as_matrix_view,
-    choose_views,
     is_fallback,
     is_view,
-    path_name,
+    map_views,
 )
 
 
@@ -54,18 +52,21 @@ class Layout:
         """The axes as a matrix wants them."""
         return self.batch + self.reduction + self.output
 
-    def fans(self, shape: Sequence[int]) -> list[tuple[int, int, int]]:
-        """(number, fan_in, fan_out) of the matrices of each block of a leaf of this shape."""
-        repeats, fan_in, fan_out = (
+    def _flat(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Repeats, inputs and outputs of a leaf of this shape."""
+        repeats, inputs, outputs = (
             math.prod(shape[axis] for axis in axes) for axes in (self.batch, self.reduction, self.output)
         )
+        return repeats, inputs, outputs
+
+    def fans(self, shape: Sequence[int]) -> list[tuple[int, int, int]]:
+        """(number, fan_in, fan_out) of the matrices of each block of a leaf of this shape."""
+        repeats, fan_in, fan_out = self._flat(shape)
         return [(repeats * self.heads, fan_in, size // self.heads) for size in self.split or (fan_out,)]
 
     def blocks(self, x: Array) -> list[Array]:
         """The leaf as arrays of shape (fan_in, fan_out), or (number, fan_in, fan_out), one for each block."""
-        repeats, fan_in, fan_out = (
-            math.prod(x.shape[axis] for axis in axes) for axes in (self.batch, self.reduction, self.output)
-        )
+        repeats, fan_in, fan_out = self._flat(x.shape)
         whole = x.transpose(self.order).reshape(*([repeats] if self.batch else []), fan_in, fan_out)
         parts = jnp.split(whole, list(itertools.accumulate(self.split))[:-1], axis=-1) if self.split else [whole]
         return [self._apart(part) for part in parts]
@@ -162,30 +163,19 @@ def _split(view: MatrixView, fan_out: int, where: str) -> tuple[int, ...]:
     return sizes
 
 
-def layouts(speaker: str, dimension_numbers: DimensionNumbers, tree: PyTree) -> list[Layout]:
-    """The axes of every leaf of `tree`; `describe` is told.
+def layouts_of(speaker: str, dimension_numbers: DimensionNumbers) -> Callable[[PyTree], PyTree]:
+    """A tree of `Layout`s from a tree, for `leafwise(static={"axes": layouts_of(...)})`; `describe` is told.
 
-    Raises:
+    Raises (when called):
       ValueError: a leaf that is no matrix, or whose view does not fit; the sentence names its path.
     """
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    views = choose_views(speaker, dimension_numbers, tree)
-    found = [
-        layout(view, x.shape, f"{speaker}: the leaf at {keystr(path) or 'the root'}")
-        for (path, x), view in zip(flat, views, strict=True)
-    ]
-    for (path, x), axes in zip(flat, found, strict=True):
-        note(speaker, path_name(path), x.shape, _in_words(axes.fans(x.shape)))
-    return found
 
+    def read(where: str, path: str, leaf: Array, view: Any) -> Layout:
+        found = layout(view, leaf.shape, where)
+        note(speaker, path, leaf.shape, _in_words(found.fans(leaf.shape)))
+        return found
 
-def layouts_of(speaker: str, dimension_numbers: DimensionNumbers) -> Callable[[PyTree], PyTree]:
-    """A tree of `Layout`s from a tree, for `leafwise(static={"axes": layouts_of(...)})`."""
-
-    def of(tree: PyTree) -> PyTree:
-        return jax.tree.unflatten(jax.tree.structure(tree), layouts(speaker, dimension_numbers, tree))
-
-    return of
+    return lambda tree: map_views(speaker, dimension_numbers, tree, read)
 
 
 def _in_words(fans: Sequence[tuple[int, int, int]]) -> str:

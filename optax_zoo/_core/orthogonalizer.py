@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from optax_zoo._core import hyper as hp
 from optax_zoo._core.blocks import is_spec
-from optax_zoo._core.layouts import Layout, Matrices, block_cuts, layouts, layouts_of
+from optax_zoo._core.layouts import Layout, Matrices, block_cuts, layouts_of
 from optax_zoo._core.matrix import Method, Solver
 from optax_zoo._core.naming import speaker
 from optax_zoo._core.quintics import NS_STEPS, Coefficients
@@ -39,7 +39,6 @@ class Orthogonalizer:
     @classmethod
     def of(
         cls,
-        *,
         ns_coeffs: Coefficients = "keller",
         ns_steps: int | Array = NS_STEPS,
         eps: hp.ScalarOrSchedule = 1e-7,
@@ -88,7 +87,7 @@ class Orthogonalizer:
         if not flat:
             return tree
         specs = choose(self.name, "param_specs", param_specs, tree, is_spec)
-        axes = layouts(self.name, self.dimension_numbers, tree)
+        axes = jax.tree.leaves(self.axes(tree))
 
         def solve(blocks: Sequence[Array]) -> list[Array]:
             return self.solver(blocks, **norm)

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from optax_zoo._core import mesh
 from optax_zoo._core.naming import speaker
+from optax_zoo._core.trees import PyTree
 
 PerParameter: TypeAlias = Any
 """A state field with one array per parameter: a params-shaped tree, and inside a rule one leaf's array."""
@@ -32,6 +33,20 @@ def widest(*dtypes: DTypeLike) -> jnp.dtype:
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     return widest(dtype, jnp.float32)
+
+
+def lifted(tree: PyTree) -> PyTree:
+    """Floating and complex leaves in float32 or better, so that what two transformations do is rounded once."""
+
+    def lift(x: Any) -> Any:
+        return jnp.asarray(x, at_least_float32(x.dtype)) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+    return jax.tree.map(lift, tree)
+
+
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """The leaves in the dtypes of those of `like`."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
 
 
 def real_at_least_float32(dtype: DTypeLike) -> jnp.dtype:

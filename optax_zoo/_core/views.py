@@ -141,6 +141,26 @@ def choose_views(speaker: str, dimension_numbers: DimensionNumbers, tree: PyTree
     return [FALLBACK if view is None and optax_s else view for view in chosen]
 
 
+def map_views(
+    speaker: str, dimension_numbers: DimensionNumbers, tree: PyTree, read: Callable[[str, str, Any, Any], Any]
+) -> PyTree:
+    """A tree like `tree` of what `read` makes of each leaf.
+
+    Args:
+      speaker, dimension_numbers, tree: as in `choose_views`, as are the errors.
+      read: from the beginning of an error about the leaf, its path, the leaf and its view.
+    """
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    views = choose_views(speaker, dimension_numbers, tree)
+    return jax.tree.unflatten(
+        treedef,
+        [
+            read(f"{speaker}: the leaf at {keystr(path) or 'the root'}", path_name(path), leaf, view)
+            for (path, leaf), view in zip(flat, views, strict=True)
+        ],
+    )
+
+
 def _required_arguments(function: Callable[..., Any]) -> int:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()

@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from jax.core import Tracer
@@ -23,7 +22,7 @@ from jax.sharding import PartitionSpec
 
 from optax_zoo._core.blocks import Block
 from optax_zoo._core.finish import Mask, finish
-from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq, check_range, debias, ema, is_zero, split_decay
+from optax_zoo._core.hyper import ScalarOrSchedule, abs_sq, check_range, debias, ema, is_zero, split_decay, structural
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method, speaker, suggestion
 from optax_zoo._core.paper import Paper, register
@@ -36,8 +35,7 @@ SubsetSize: TypeAlias = Any
 rows of a tall matrix, the columns of a wide one; None: single entries. Or a (prefix) tree of these, `f(path, leaf)`
 with a path such as "block/kernel", or `f(tree)` -> tree."""
 
-HALF_ROOT = np.int64(-2)
-"""-2 as a default that `optax.inject_hyperparams` leaves alone; it would make an array of Python's own -2."""
+HALF_ROOT = structural(-2)
 
 Shape: TypeAlias = tuple[int, ...]
 

@@ -10,7 +10,6 @@ out.
 """
 
 import dataclasses
-import operator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -23,9 +22,9 @@ from jax.tree_util import keystr
 
 from optax_zoo._core.blocks import Block, refuse_block
 from optax_zoo._core.finish import Mask, finish
-from optax_zoo._core.hyper import RANGES, ScalarOrSchedule, abs_sq, choice, debias, ema, number
+from optax_zoo._core.hyper import RANGES, ScalarOrSchedule, abs_sq, choice, debias, ema, known_integer, number
 from optax_zoo._core.leafwise import leafwise
-from optax_zoo._core.naming import method, speaker
+from optax_zoo._core.naming import method, speaker, speaking_as
 from optax_zoo._core.occasion import replaced
 from optax_zoo._core.paper import register
 from optax_zoo._core.slots import PerLeaf, Statistic, at_least_float32, zeros
@@ -120,7 +119,8 @@ def _direction(
         return u, s._replace(projector=projector, exp_avg=momentum, v=v)
 
     def init(params: PyTree) -> Any:
-        known = _known(rank, name)
+        with speaking_as(name):
+            known = known_integer("rank", rank, Tracer)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             if _is_matrix(leaf) and known > (most := Space(proj_type, *leaf.shape).most):
                 raise ValueError(
@@ -210,17 +210,6 @@ def _first_momentum(leaf: Any, proj_type: ProjType, rank: Any) -> Array:
     if not _is_matrix(leaf):
         return zeros().init(leaf)
     return jnp.zeros((int(rank), Space(proj_type, *leaf.shape).other), jnp.result_type(leaf))
-
-
-def _known(rank: Any, name: str) -> int:
-    if isinstance(rank, Tracer):
-        raise TypeError(
-            f"{name}: rank must be known when the state is made; name it in the static_args of optax.inject_hyperparams"
-        )
-    try:
-        return operator.index(rank)
-    except TypeError:
-        raise TypeError(f"{name}: rank must be an integer, got {rank!r}") from None
 
 
 @method

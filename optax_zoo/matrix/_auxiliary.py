@@ -53,41 +53,45 @@ class AuxiliaryAdamState(NamedTuple):
     nu: PerParameter  # second moment
 
 
+class Adam(NamedTuple):
+    """AdamW's arguments, which matrix methods call `adam_learning_rate`, `adam_b1` and so on."""
+
+    learning_rate: ScalarOrSchedule | None  # None: that of the matrices
+    b1: ScalarOrSchedule  # decay of the first moment, in [0, 1)
+    b2: ScalarOrSchedule  # decay of the second moment, in [0, 1)
+    eps: ScalarOrSchedule  # added to the root after bias correction, at least 0
+    weight_decay: ScalarOrSchedule  # decoupled, multiplied by the learning rate
+
+
 def with_auxiliary_adam(
     matrices: optax.GradientTransformation,
-    *,
+    adam: Adam,
+    learning_rate: ScalarOrSchedule,
     muon_mask: Choice,
     dimension_numbers: DimensionNumbers,
     mask: Mask | None,
-    adam_learning_rate: ScalarOrSchedule,
-    adam_b1: ScalarOrSchedule,
-    adam_b2: ScalarOrSchedule,
-    adam_eps: ScalarOrSchedule,
-    adam_weight_decay: ScalarOrSchedule,
     decay: Decoupling = "lr",
 ) -> optax.GradientTransformationExtraArgs:
     """`matrices` on the leaves that `muon_mask` chooses, AdamW on the others.
 
     Args:
       matrices: a finished optimizer of matrices.
+      adam: how AdamW is set.
+      learning_rate: of the matrices.
       muon_mask: True for leaves of `matrices`: a (prefix) tree, `f(path, leaf)`, `f(params)` or "hidden". None: leaves
         of two axes, and those for which a tree, a function or rules of `dimension_numbers` have a view.
       dimension_numbers: see `optax_zoo._core.views`; "fallback" in the place of a view leaves a leaf to AdamW.
       mask: which leaves decay.
-      adam_learning_rate: of AdamW.
-      adam_b1: decay of the first moment, in [0, 1).
-      adam_b2: decay of the second moment, in [0, 1).
-      adam_eps: added to the root after bias correction, at least 0.
-      adam_weight_decay: decoupled, multiplied by the learning rate.
       decay: of AdamW, see `finish`.
 
     Returns:
-      An `optax.partition` with the labels "matrix" and "adam".
+      Its state is that of an `optax.partition` with the labels "matrix" and "adam".
     """
-    check_range("adam_learning_rate", adam_learning_rate, "[0, inf)")
-    check_range("adam_weight_decay", adam_weight_decay, "[0, inf)")
-    adam = finish(_scale_by_adam(adam_b1, adam_b2, adam_eps), adam_learning_rate, adam_weight_decay, mask, decay=decay)
-    return by_kind(matrices, adam, dimension_numbers=dimension_numbers, muon_mask=muon_mask)
+    rate = learning_rate if adam.learning_rate is None else adam.learning_rate
+    check_range("adam_learning_rate", rate, "[0, inf)")
+    check_range("adam_weight_decay", adam.weight_decay, "[0, inf)")
+    rest = finish(_scale_by_adam(adam.b1, adam.b2, adam.eps), rate, adam.weight_decay, mask, decay=decay)
+    return by_kind(matrices, rest, dimension_numbers=dimension_numbers, muon_mask=muon_mask)
 
 
 def by_kind(
@@ -97,7 +101,10 @@ def by_kind(
     dimension_numbers: DimensionNumbers,
     muon_mask: Choice = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """`matrices` on leaves that are matrices, `adam` on the others; arguments as in `with_auxiliary_adam`."""
+    """`matrices` on leaves that are matrices, `adam` on the others; arguments as in `with_auxiliary_adam`.
+
+    An `optax.partition` that takes None for a leaf without gradient.
+    """
     name = speaker()
 
     def masked(params: PyTree) -> list[bool] | None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -10,24 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
-from jax.tree_util import keystr
 
 from optax_zoo._core import mesh
 from optax_zoo._core.blocks import Block
-from optax_zoo._core.hyper import Decay, Scalar, check_range, ema
+from optax_zoo._core.hyper import Decay, Scalar, check_range, ema, known_integer, structural
 from optax_zoo._core.layouts import layout
 from optax_zoo._core.naming import speaker
 from optax_zoo._core.notes import note
 from optax_zoo._core.slots import Statistic, squares
 from optax_zoo._core.trees import PyTree
-from optax_zoo._core.views import DimensionNumbers, choose_views, is_fallback, is_view, path_name
+from optax_zoo._core.views import DimensionNumbers, is_fallback, is_view, map_views
 
 Axes: TypeAlias = tuple[int, ...]
 Shape: TypeAlias = tuple[int, ...]
 
-LEAST: Any = np.int64(128)
-"""128 as a default that `optax.inject_hyperparams` leaves alone; it would make an array of Python's own 128."""
+LEAST = structural(128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +61,10 @@ def factorings(factored: bool, least: Any, dimension_numbers: DimensionNumbers) 
       ValueError: `least` is negative; in the function, a view that does not fit its leaf.
     """
     name = speaker()
-    least = _integer(least)
+    least = known_integer("min_dim_size_to_factor", least)
+    check_range("min_dim_size_to_factor", least, "[0, inf)")
 
-    def factoring(path: Any, leaf: Any, view: Any) -> Factoring:
-        where = f"{name}: the leaf at {keystr(path) or 'the root'}"
+    def factoring(where: str, path: str, leaf: Any, view: Any) -> Factoring:
         chosen = Factoring(None, least if factored and not is_fallback(view) else None)
         if is_view(view) and leaf.ndim >= 2:
             axes = layout(view, leaf.shape, where)
@@ -76,31 +72,10 @@ def factorings(factored: bool, least: Any, dimension_numbers: DimensionNumbers) 
                 raise ValueError(f"{where} has a view with blocks; its rows have one mean, pass the parts as leaves")
             chosen = dataclasses.replace(chosen, view=(axes.reduction, axes.output))
         found = chosen.axes(leaf.shape)
-        note(
-            name,
-            path_name(path),
-            leaf.shape,
-            f"factored by axes {found[0]} and {found[1]}" if found else "not factored",
-        )
+        note(name, path, leaf.shape, f"factored by axes {found[0]} and {found[1]}" if found else "not factored")
         return chosen
 
-    def of(tree: PyTree) -> PyTree:
-        flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        views = choose_views(name, dimension_numbers, tree)
-        return jax.tree.unflatten(treedef, [factoring(*pair, view) for pair, view in zip(flat, views, strict=True)])
-
-    return of
-
-
-def _integer(least: Any) -> int:
-    what = f"{speaker()}: min_dim_size_to_factor"
-    if isinstance(least, jax.Array | Tracer):
-        raise TypeError(f"{what} must be no array; name it in the static_args of optax.inject_hyperparams")
-    check_range("min_dim_size_to_factor", least, "[0, inf)")
-    try:
-        return operator.index(least)
-    except TypeError:
-        raise TypeError(f"{what} must be an integer, got {least!r}") from None
+    return lambda tree: map_views(name, dimension_numbers, tree, factoring)
 
 
 def second_moments(factored: bool) -> dict[str, Any]:

@@ -4,14 +4,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
-import jax
-import jax.numpy as jnp
 import optax
 from jax import Array
 
 from optax_zoo._core.hyper import Scalar, choice
 from optax_zoo._core.orthogonalizer import Orthogonalizer, Scale
-from optax_zoo._core.slots import at_least_float32
+from optax_zoo._core.slots import cast_like, lifted
 from optax_zoo._core.trees import PyTree
 
 MomentumForm: TypeAlias = Literal["ema", "sum"]
@@ -63,15 +61,11 @@ def orthogonalizing(
         updates: PyTree, state: Any, params: PyTree | None = None, *, param_specs: PyTree = None, **extra: Any
     ) -> tuple[PyTree, Any]:
         new: Any
-        mixed, new = accumulate.update(jax.tree.map(_lifted, updates), state, params, param_specs=param_specs, **extra)
+        mixed, new = accumulate.update(lifted(updates), state, params, param_specs=param_specs, **extra)
         direction = orthogonalize(mixed, state.count, param_specs, scale)
         if after is not None:
             direction, after_state = after(direction, new._replace(count=state.count), param_specs)
             new = after_state._replace(count=new.count)
-        return jax.tree.map(lambda u, g: u.astype(g.dtype), direction, updates), new
+        return cast_like(direction, updates), new
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _lifted(g: Any) -> Any:
-    return g.astype(at_least_float32(g.dtype)) if jnp.issubdtype(g.dtype, jnp.inexact) else g

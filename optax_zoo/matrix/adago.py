@@ -30,7 +30,7 @@ from optax_zoo._core.sharing import ShardOver
 from optax_zoo._core.slots import PerLeaf, PerParameter, Statistic, real_at_least_float32, zeros
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import Choice, DimensionNumbers
-from optax_zoo.matrix._auxiliary import HIDDEN, with_auxiliary_adam
+from optax_zoo.matrix._auxiliary import HIDDEN, Adam, with_auxiliary_adam
 from optax_zoo.matrix._momentum import accumulated, orthogonalizing
 
 
@@ -130,14 +130,7 @@ def scale_by_adago(
       ValueError: a leaf that is no matrix; the sentence names its path.
     """
     orthogonalize = Orthogonalizer.of(
-        ns_coeffs=ns_coeffs,
-        ns_steps=ns_steps,
-        eps=ns_eps,
-        eps_name="ns_eps",
-        method=method,
-        ns_dtype=ns_dtype,
-        dimension_numbers=dimension_numbers,
-        shard_over=shard_over,
+        ns_coeffs, ns_steps, ns_eps, 1.0, method, ns_dtype, dimension_numbers, shard_over, eps_name="ns_eps"
     )
     return _adago(1.0, momentum, gamma, 0.0, v0, nesterov, mu_dtype, orthogonalize)
 
@@ -193,27 +186,12 @@ def adago(
       ValueError: a number out of its range, an unknown word; in `update`, dimension numbers that do not fit.
     """
     orthogonalize = Orthogonalizer.of(
-        ns_coeffs=ns_coeffs,
-        ns_steps=ns_steps,
-        eps=ns_eps,
-        eps_name="ns_eps",
-        method=method,
-        ns_dtype=ns_dtype,
-        dimension_numbers=dimension_numbers,
-        shard_over=shard_over,
+        ns_coeffs, ns_steps, ns_eps, 1.0, method, ns_dtype, dimension_numbers, shard_over, eps_name="ns_eps"
     )
     steps = _adago(learning_rate, momentum, gamma, eps, v0, nesterov, mu_dtype, orthogonalize)
-    return with_auxiliary_adam(
-        decay_with_rate(optax.chain(steps, optax.scale(-1.0)), learning_rate, weight_decay, mask),
-        muon_mask=muon_mask,
-        dimension_numbers=dimension_numbers,
-        mask=mask,
-        adam_learning_rate=learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1=adam_b1,
-        adam_b2=adam_b2,
-        adam_eps=adam_eps,
-        adam_weight_decay=adam_weight_decay,
-    )
+    matrices = decay_with_rate(optax.chain(steps, optax.scale(-1.0)), learning_rate, weight_decay, mask)
+    adam = Adam(adam_learning_rate, adam_b1, adam_b2, adam_eps, adam_weight_decay)
+    return with_auxiliary_adam(matrices, adam, learning_rate, muon_mask, dimension_numbers, mask)
 
 
 PAPER = register(

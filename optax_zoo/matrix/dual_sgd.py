@@ -9,7 +9,6 @@ Differs from the authors' code: as `dualize`, which has the norms. The average i
 
 from typing import Any, NamedTuple
 
-import jax
 import optax
 from jax import Array
 from jax.typing import DTypeLike
@@ -22,10 +21,10 @@ from optax_zoo._core.naming import method as public
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.quintics import NS_STEPS, Coefficients
 from optax_zoo._core.sharing import ShardOver
-from optax_zoo._core.slots import PerParameter, zeros
+from optax_zoo._core.slots import PerParameter, cast_like, lifted, zeros
 from optax_zoo._core.trees import PyTree
 from optax_zoo.matrix.atoms import FLAX, Roles
-from optax_zoo.matrix.dualize import dualize, lifted
+from optax_zoo.matrix.dualize import dualize
 
 
 class DualSgdState(NamedTuple):
@@ -43,7 +42,7 @@ def averaged(
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
         directions, state = chain.update(lifted(updates), state, params, **extra)
-        return jax.tree.map(lambda u, g: u.astype(g.dtype), directions, updates), state
+        return cast_like(directions, updates), state
 
     return optax.GradientTransformationExtraArgs(chain.init, update)
 

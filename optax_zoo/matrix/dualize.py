@@ -32,7 +32,7 @@ from optax_zoo._core.orthogonalizer import Orthogonalizer
 from optax_zoo._core.paper import Paper, register
 from optax_zoo._core.quintics import NS_STEPS, Coefficients
 from optax_zoo._core.sharing import ShardOver
-from optax_zoo._core.slots import at_least_float32
+from optax_zoo._core.slots import lifted
 from optax_zoo._core.trees import Leaves, PyTree
 from optax_zoo._core.views import Choice, choose
 from optax_zoo.matrix.atoms import (
@@ -212,15 +212,6 @@ def _direction(x: Array, eps: Scalar, atom: RootMeanSquare | LargestEntry, block
 
 def _times(x: Array, factor: Scalar) -> Array:
     return x * (factor.astype(x.dtype) if isinstance(factor, Array) else factor)
-
-
-def lifted(tree: PyTree) -> PyTree:
-    """Floating and complex leaves in float32 or better."""
-
-    def lift(g: Any) -> Any:
-        return jnp.asarray(g, at_least_float32(g.dtype)) if jnp.issubdtype(g.dtype, jnp.inexact) else g
-
-    return jax.tree.map(lift, tree)
 
 
 PAPER = register(

@@ -30,7 +30,7 @@ from optax_zoo._core.quintics import NS_STEPS, Coefficients
 from optax_zoo._core.sharing import ShardOver
 from optax_zoo._core.slots import PerParameter, zeros
 from optax_zoo._core.views import Choice, DimensionNumbers
-from optax_zoo.matrix._auxiliary import HIDDEN, with_auxiliary_adam
+from optax_zoo.matrix._auxiliary import HIDDEN, Adam, with_auxiliary_adam
 from optax_zoo.matrix._momentum import MomentumForm, Scaling, accumulated, orthogonalizing, scale_of
 
 
@@ -68,14 +68,7 @@ def scale_by_muon(
     """
     choice("momentum_form", momentum_form, MomentumForm)
     orthogonalize = Orthogonalizer.of(
-        ns_coeffs=ns_coeffs,
-        ns_steps=ns_steps,
-        eps=eps,
-        norm_safety=norm_safety,
-        method=method,
-        ns_dtype=ns_dtype,
-        dimension_numbers=dimension_numbers,
-        shard_over=shard_over,
+        ns_coeffs, ns_steps, eps, norm_safety, method, ns_dtype, dimension_numbers, shard_over
     )
 
     @leafwise(MuonState, hyper={"momentum": momentum}, momentum=zeros(mu_dtype))
@@ -182,17 +175,8 @@ def muon(
         weight_decay,
         mask,
     )
-    return with_auxiliary_adam(
-        matrices,
-        muon_mask=muon_mask,
-        dimension_numbers=dimension_numbers,
-        mask=mask,
-        adam_learning_rate=learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1=adam_b1,
-        adam_b2=adam_b2,
-        adam_eps=adam_eps,
-        adam_weight_decay=adam_weight_decay,
-    )
+    adam = Adam(adam_learning_rate, adam_b1, adam_b2, adam_eps, adam_weight_decay)
+    return with_auxiliary_adam(matrices, adam, learning_rate, muon_mask, dimension_numbers, mask)
 
 
 PAPER = register(

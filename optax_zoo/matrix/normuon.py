@@ -29,7 +29,7 @@ from optax_zoo._core.sharing import ShardOver
 from optax_zoo._core.slots import PerLeaf, PerParameter, Statistic, real_at_least_float32, zeros
 from optax_zoo._core.trees import PyTree
 from optax_zoo._core.views import Choice, DimensionNumbers
-from optax_zoo.matrix._auxiliary import HIDDEN, with_auxiliary_adam
+from optax_zoo.matrix._auxiliary import HIDDEN, Adam, with_auxiliary_adam
 from optax_zoo.matrix._momentum import Scaling, accumulated, orthogonalizing, scale_of
 
 _GUARD = 1e-8  # added to the roots of v, and the least norm that is divided by
@@ -79,14 +79,7 @@ def scale_by_normuon(
       ValueError: a leaf that is no matrix; the sentence names its path.
     """
     orthogonalize = Orthogonalizer.of(
-        ns_coeffs=ns_coeffs,
-        ns_steps=ns_steps,
-        eps=eps,
-        norm_safety=norm_safety,
-        method=method,
-        ns_dtype=ns_dtype,
-        dimension_numbers=dimension_numbers,
-        shard_over=shard_over,
+        ns_coeffs, ns_steps, eps, norm_safety, method, ns_dtype, dimension_numbers, shard_over
     )
     scale = scale_of(scaling)
     axes = {"axes": orthogonalize.axes}
@@ -196,18 +189,8 @@ def normuon(
         mask,
         decay=decay,
     )
-    return with_auxiliary_adam(
-        matrices,
-        decay=decay,
-        muon_mask=muon_mask,
-        dimension_numbers=dimension_numbers,
-        mask=mask,
-        adam_learning_rate=learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1=adam_b1,
-        adam_b2=adam_b2,
-        adam_eps=adam_eps,
-        adam_weight_decay=adam_weight_decay,
-    )
+    adam = Adam(adam_learning_rate, adam_b1, adam_b2, adam_eps, adam_weight_decay)
+    return with_auxiliary_adam(matrices, adam, learning_rate, muon_mask, dimension_numbers, mask, decay)
 
 
 PAPER = register(

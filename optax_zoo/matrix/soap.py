@@ -11,9 +11,7 @@ on rounding errors, is a function of the rest at first and later stays where it 
 each of which gets factors of its own.
 """
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +20,6 @@ import optax
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
-from optax_zoo._core import mesh
-from optax_zoo._core.blocks import Block
 from optax_zoo._core.finish import Mask, finish
 from optax_zoo._core.hyper import (
     ScalarOrSchedule,
@@ -32,32 +28,23 @@ from optax_zoo._core.hyper import (
     debias,
     ema,
     is_zero,
+    known_integer,
     resolve,
     structural,
     whole_number,
 )
-from optax_zoo._core.layouts import Layout, Matrices, layout
+from optax_zoo._core.layouts import Layout
 from optax_zoo._core.leafwise import leafwise
 from optax_zoo._core.naming import method, speaker
 from optax_zoo._core.norms import divisible, root
-from optax_zoo._core.notes import note
 from optax_zoo._core.occasion import replaced
 from optax_zoo._core.paper import Paper, register
-from optax_zoo._core.slots import PerLeaf, PerParameter, Statistic, real_at_least_float32, squares, zeros
-from optax_zoo._core.trees import PyTree
-from optax_zoo._core.views import FALLBACK, DimensionNumbers, choose_views, is_fallback, is_view, path_name
+from optax_zoo._core.slots import PerLeaf, PerParameter, Statistic, squares, zeros
+from optax_zoo._core.views import DimensionNumbers
 from optax_zoo.matrix._eigenbases import eigenbasis, refreshed
-
-Factors: TypeAlias = Mapping[int, Array]
-"""Of one part of a leaf, a square matrix for each axis that has one."""
-
-Kept: TypeAlias = tuple[Array, ...]
-"""The factors of all parts of a leaf, one after the other."""
+from optax_zoo.matrix._kronecker import Factors, Reader, by_part, kept_like
 
 _LARGEST = structural(10_000)
-
-WHOLE = "whole"
-"""A leaf each of whose axes has a factor."""
 
 _TINY = 1e-30  # beside root mean squares
 
@@ -96,7 +83,9 @@ def scale_by_soap(
       ValueError, TypeError: as `soap`.
     """
     whole_number("precondition_frequency", precondition_frequency)
-    reader = _Reader(speaker(), _structural("max_precond_dim", max_precond_dim), merge_dims, precondition_1d)
+    largest = known_integer("max_precond_dim", max_precond_dim)
+    check_range("max_precond_dim", largest, "[0, inf)")
+    reader = Reader(speaker(), largest, merge_dims, precondition_1d)
 
     def step(h: Any, s: SoapState) -> dict[str, Any]:
         t = jnp.maximum(h.count, 1).astype(h.t.dtype)
@@ -129,7 +118,7 @@ def scale_by_soap(
         gradients, moments, moments_sq = (reader.parts(x, view, spec) for x in (g, s.m, s.v))
         axes = [[axis for axis, _ in reader.rotated(x.shape, view, g.ndim)] for x in gradients.arrays]
         reader.check(s.factors, gradients, view, g)
-        grams, bases = (_by_part(kept, axes) for kept in (s.factors, s.bases))
+        grams, bases = (by_part(kept, axes) for kept in (s.factors, s.bases))
 
         def one(g: Array, m: Array, v: Array, gram: Factors, basis: Factors) -> tuple[Any, ...]:
             rotated = _rotated(g, basis)
@@ -159,7 +148,7 @@ def scale_by_soap(
         columns = zip(gradients.arrays, moments.arrays, moments_sq.arrays, grams, bases, strict=True)
         out = [(jax.vmap(one) if stacked else one)(*part) for part in columns]
         us, ms, vs, grams, bases = zip(*out, strict=True)
-        kept = {"factors": _kept_like(s.factors, grams), "bases": _kept_like(s.bases, bases)}
+        kept = {"factors": kept_like(s.factors, grams), "bases": kept_like(s.bases, bases)}
         return gradients.whole(us), s._replace(m=moments.whole(ms), v=moments_sq.whole(vs), **kept)
 
     return rule
@@ -189,141 +178,6 @@ def _root_mean_square(x: Array) -> Array:
     top = divisible(jnp.max(jnp.abs(x), initial=0.0))
     size = root(jnp.mean(abs_sq(x / top)))
     return jnp.where(size == 0, jnp.ones_like(size), top * size + _TINY)
-
-
-class _Parts(NamedTuple):
-    """A leaf as arrays whose axes have factors, and the way back."""
-
-    arrays: Sequence[Array]
-    whole: Callable[[Sequence[Array]], Array]
-
-
-class _Reader(NamedTuple):
-    """How leaves are read."""
-
-    name: str
-    largest: int
-    merges: bool
-    rotates_vectors: bool
-
-    def views(self, dimension_numbers: DimensionNumbers) -> Callable[[PyTree], PyTree]:
-        """Of each leaf a layout, "fallback" for no rotation, or "whole": as it is."""
-
-        def of(tree: PyTree) -> PyTree:
-            flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-            chosen = choose_views(self.name, dimension_numbers, tree)
-            return jax.tree.unflatten(
-                treedef, [self._view(*pair, view) for pair, view in zip(flat, chosen, strict=True)]
-            )
-
-        return of
-
-    def _view(self, path: Any, leaf: Any, view: Any) -> Layout | str:
-        known = is_view(view) and len(leaf.shape) >= 2
-        where = f"{self.name}: the leaf at {jax.tree_util.keystr(path) or 'the root'}"
-        read = layout(view, leaf.shape, where) if known else FALLBACK if is_fallback(view) else WHOLE
-        sizes = sorted({n for x in self._shapes(leaf.shape, read) for _, n in self.rotated(x, read, len(leaf.shape))})
-        note(self.name, path_name(path), leaf.shape, f"rotated, axes of {sizes}" if sizes else "not rotated")
-        return read
-
-    def _shapes(self, shape: Sequence[int], view: Layout | str) -> list[tuple[int, ...]]:
-        """Of the parts of a leaf, a number of equal matrices in front."""
-        if isinstance(view, Layout):
-            return [fans if view.batch or view.heads > 1 else fans[1:] for fans in view.fans(shape)]
-        return [merged(shape, self.largest) if self.merges else tuple(shape)]
-
-    def rotated(self, shape: Sequence[int], view: Layout | str, ndim: int) -> list[tuple[int, int]]:
-        """(axis, size) of the axes of a part that have factors, in a leaf of so many axes; those of a matrix behind the
-        number of matrices."""
-        inner = shape[-2:] if isinstance(view, Layout) else shape
-        if is_fallback(view) or (ndim < 2 and not self.rotates_vectors):
-            return []
-        return [(axis, n) for axis, n in enumerate(inner) if 1 < n <= self.largest]
-
-    def _factor_shapes(self, shapes: Sequence[Sequence[int]], view: Layout | str, ndim: int) -> list[tuple[int, ...]]:
-        return [
-            (*(shape[:-2] if isinstance(view, Layout) else ()), n, n)
-            for shape in shapes
-            for _, n in self.rotated(shape, view, ndim)
-        ]
-
-    def no_factors(self, leaf: Array, *, view: Layout | str) -> Kept:
-        """Zeros for each axis of each part that has a factor; of several matrices, for each."""
-        dtype = real_at_least_float32(leaf.dtype)
-        shapes = self._factor_shapes(self._shapes(leaf.shape, view), view, leaf.ndim)
-        return tuple(jnp.zeros(shape, dtype) for shape in shapes)
-
-    def check(self, kept: PyTree, parts: _Parts, view: Layout | str, g: Array) -> None:
-        """Raises a ValueError if the state keeps factors of other shapes, but for rows that shard_map has cut."""
-        wanted = self._factor_shapes([x.shape for x in parts.arrays], view, g.ndim)
-        found = [x.shape for x in jax.tree.leaves(kept)]
-        if [(len(shape), shape[-1]) for shape in found] != [(len(shape), shape[-1]) for shape in wanted]:
-            raise ValueError(
-                f"{self.name}: a leaf of shape {g.shape} needs factors of the shapes {tuple(wanted)}, the state has"
-                f" {tuple(found)}; make the state of whole leaves, with the same arguments"
-            )
-
-    def parts(self, x: Array, view: Layout | str, spec: PartitionSpec | None) -> _Parts:
-        """The leaf, or an array like it, in parts of whole axes."""
-        if isinstance(view, Layout):
-            matrices = Matrices.of(x, view, spec)
-            return _Parts(matrices.blocks, matrices.restore)
-        block = Block.of(x, spec, f"{self.name}: a leaf of shape {x.shape}", "its axes must be whole")
-        (shape,) = self._shapes(block.whole, view)
-        whole = block.assemble(x).reshape(shape)
-        return _Parts([whole], lambda parts: block.of_whole(parts[0].reshape(block.whole)))
-
-
-def merged(shape: Sequence[int], largest: int) -> tuple[int, ...]:
-    """Neighbouring axes taken together as long as their product is at most `largest`, those of size 1 dropped."""
-    out: list[int] = []
-    run = 1
-    for n in shape:
-        if run * n <= largest:
-            run *= n
-        elif run > 1:
-            out, run = [*out, run], n
-        else:
-            out.append(n)
-    return (*out, run) if run > 1 or not out else tuple(out)
-
-
-def _by_part(kept: PyTree, axes: Sequence[Sequence[int]]) -> list[dict[int, Array]]:
-    """The factors of each part by its axes, whole where shard_map has cut them by rows; nnx changes their container."""
-
-    def whole(x: Array) -> Array:
-        cut = x.ndim == 2 and len(x) < x.shape[-1]
-        return mesh.gathered(x, mesh.varying_axes(x), 0) if cut else x
-
-    factors = map(whole, jax.tree.leaves(kept))
-    return [{axis: next(factors) for axis in part} for part in axes]
-
-
-def _kept_like(old: PyTree, new: Sequence[Factors]) -> PyTree:
-    """The parts' factors in the form of the state, cut by rows where they were."""
-
-    def cut(x: Array, before: Array) -> Array:
-        if x.shape == before.shape:
-            return x
-        row = lax.axis_index(mesh.varying_axes(before)) * len(before)
-        return lax.dynamic_slice_in_dim(x, row, len(before))
-
-    kept, container = jax.tree.flatten(old)
-    return container.unflatten(map(cut, (x for factors in new for x in factors.values()), kept))
-
-
-def _structural(name: str, value: Any) -> int:
-    """An integer that is known when the state is made."""
-    if isinstance(value, Array):
-        raise TypeError(
-            f"{speaker()}: {name} must be known when the state is made; name it in the static_args of"
-            " optax.inject_hyperparams"
-        )
-    check_range(name, int(value) if isinstance(value, np.integer) else value, "[0, inf)")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{speaker()}: {name} must be an integer, got {value!r}") from None
 
 
 @method
