@@ -42,17 +42,20 @@ def structural(default: int) -> Any:
     return np.int64(default)
 
 
-def known_integer(name: str, value: object, unknown: type = Array) -> int:
+def known_integer(name: str, value: object, interval: str, unknown: type = Array) -> int:
     """`value` as Python's integer, where it shapes the state or the program.
 
     Raises:
       TypeError: `value` is of the type `unknown`, or no integer.
+      ValueError: a number outside of `interval`, NaN included.
     """
     if isinstance(value, unknown):
         raise TypeError(
             f"{speaker()}: {name} must be known when the state is made; name it in the static_args of"
             " optax.inject_hyperparams"
         )
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        check_range(name, value, interval)
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{speaker()}: {name} must be an integer, got {value!r}")
     return operator.index(cast(SupportsIndex, value))

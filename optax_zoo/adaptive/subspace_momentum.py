@@ -120,7 +120,7 @@ def _direction(
 
     def init(params: PyTree) -> Any:
         with speaking_as(name):
-            known = known_integer("rank", rank, Tracer)
+            known = known_integer("rank", rank, "[1, inf)", Tracer)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             if _is_matrix(leaf) and known > (most := Space(proj_type, *leaf.shape).most):
                 raise ValueError(

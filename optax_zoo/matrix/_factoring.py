@@ -12,7 +12,7 @@ from jax import Array
 
 from optax_zoo._core import mesh
 from optax_zoo._core.blocks import Block
-from optax_zoo._core.hyper import Decay, Scalar, check_range, ema, known_integer, structural
+from optax_zoo._core.hyper import Decay, Scalar, ema, known_integer, structural
 from optax_zoo._core.layouts import layout
 from optax_zoo._core.naming import speaker
 from optax_zoo._core.notes import note
@@ -61,8 +61,7 @@ def factorings(factored: bool, least: Any, dimension_numbers: DimensionNumbers) 
       ValueError: `least` is negative; in the function, a view that does not fit its leaf.
     """
     name = speaker()
-    least = known_integer("min_dim_size_to_factor", least)
-    check_range("min_dim_size_to_factor", least, "[0, inf)")
+    least = known_integer("min_dim_size_to_factor", least, "[0, inf)")
 
     def factoring(where: str, path: str, leaf: Any, view: Any) -> Factoring:
         chosen = Factoring(None, least if factored and not is_fallback(view) else None)

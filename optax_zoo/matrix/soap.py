@@ -83,8 +83,7 @@ def scale_by_soap(
       ValueError, TypeError: as `soap`.
     """
     whole_number("precondition_frequency", precondition_frequency)
-    largest = known_integer("max_precond_dim", max_precond_dim)
-    check_range("max_precond_dim", largest, "[0, inf)")
+    largest = known_integer("max_precond_dim", max_precond_dim, "[0, inf)")
     reader = Reader(speaker(), largest, merge_dims, precondition_1d)
 
     def step(h: Any, s: SoapState) -> dict[str, Any]:
