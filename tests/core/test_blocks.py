@@ -67,7 +67,7 @@ def test_a_leaf_cut_like_its_state_counts_as_whole() -> None:
     row, everywhere = PartitionSpec("x"), PartitionSpec()
 
     def wholes(kept: jax.Array, spec: PartitionSpec | None) -> tuple[int, ...]:
-        return Block.beside(kept, jax.lax.pcast(jnp.zeros((2, 3)), "x", to="varying"), spec, "rule: a leaf", "no").whole
+        return Block.beside(kept, jnp.full((2, 3), jax.lax.axis_index("x")), spec, "rule: a leaf", "no").whole
 
     def inside(cut: jax.Array, whole: jax.Array) -> jax.Array:
         assert wholes(cut, None) == (2, 3)
