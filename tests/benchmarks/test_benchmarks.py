@@ -156,6 +156,10 @@ def test_contests_name_registered_methods() -> None:
         ("time_over_limit", "ademamix", 1.35),
         ("time_over_peer", "adabelief", 0.65),
         ("time_over_limit", "sgd", None),
+        ("total_over_reference", "lion", None),
+        ("total_over_reference", "grams", 0.9),
+        ("total_over_reference", "normuon", 0.25),
+        ("time_over_peer", "muon", 0.45),
     ],
 )
 def test_targets(figure: str, method: str, aim: float | None) -> None:
