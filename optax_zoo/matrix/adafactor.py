@@ -276,7 +276,7 @@ PAPER = register(
         needs=("params",),
         floats_per_parameter=0,
         elementwise=False,
-        relative_learning_rate=3.0,
+        relative_learning_rate=8.0,
         probe={"min_dim_size_to_factor": type(LEAST)(2), "momentum": 0.5, "weight_decay_rate": 1e-5},
     )
 )

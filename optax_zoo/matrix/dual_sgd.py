@@ -117,7 +117,7 @@ PAPER = register(
         states=(DualSgdState,),
         floats_per_parameter=1,
         elementwise=False,
-        relative_learning_rate=10.0,
+        relative_learning_rate=4.0,
         example={"roles": FLAX, "momentum": 0.9},
     )
 )

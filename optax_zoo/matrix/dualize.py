@@ -225,7 +225,7 @@ PAPER = register(
         make=dualize,
         states=(DualizeState,),
         elementwise=False,
-        relative_learning_rate=10.0,
+        relative_learning_rate=8.0,
         base=optax.sgd,
         example={"roles": FLAX},
     )

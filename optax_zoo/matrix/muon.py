@@ -199,6 +199,7 @@ PAPER = register(
         states=(MuonState,),
         floats_per_parameter=1,
         elementwise=False,
+        relative_learning_rate=2.0,
         example={"scaling": "rms", "muon_mask": HIDDEN},
         races_by_default=True,
         golden=("muon.default", "muon.plain_momentum", "muon.moonshot_rms", "muon.polar_express"),

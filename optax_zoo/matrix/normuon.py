@@ -206,6 +206,7 @@ PAPER = register(
         needs=("params",),
         floats_per_parameter=1,
         elementwise=False,
+        relative_learning_rate=2.0,
         example={"scaling": "rms", "muon_mask": HIDDEN},
         golden=("normuon.default",),
     )

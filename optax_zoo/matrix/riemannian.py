@@ -230,7 +230,7 @@ PAPER = register(
         needs=("params",),
         floats_per_parameter=1,
         elementwise=False,
-        relative_learning_rate=4.0,
+        relative_learning_rate=16.0,
         example={"manifolds": RowsOn(PoincareBall(c=0.1))},
         golden=("riemannian_adam.poincare", "riemannian_adam.mixed_amsgrad"),
     )
@@ -241,6 +241,7 @@ AMSGRAD = register(
         name="riemannian_amsgrad",
         algorithm="Algorithm 1",
         make=riemannian_amsgrad,
+        relative_learning_rate=4.0,
         example={"manifolds": RowsOn(PoincareBall(c=0.1, exact=True))},
         golden=("riemannian_amsgrad.default",),
     )

@@ -147,6 +147,6 @@ PAPER = register(
         states=(ScionState,),
         floats_per_parameter=1,
         elementwise=False,
-        relative_learning_rate=10.0,
+        relative_learning_rate=4.0,
     )
 )

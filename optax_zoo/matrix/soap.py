@@ -273,7 +273,7 @@ PAPER = register(
         needs=("params",),
         floats_per_parameter=6,
         elementwise=False,
-        relative_learning_rate=3.0,
+        relative_learning_rate=2.0,
         probe={"precondition_frequency": 2},
         golden=("soap.default",),
     )
