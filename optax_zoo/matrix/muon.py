@@ -107,9 +107,9 @@ def muon(
 ) -> optax.GradientTransformationExtraArgs:
     """Muon on matrices, AdamW on everything else (https://kellerjordan.github.io/posts/muon/).
 
-    Embeddings and the output head are matrices too but belong to Adam: say so with `muon_mask`, for example
-    `muon_mask="hidden"`. The authors train matrices at 0.02 and the rest at 3e-4; with
-    `scaling="rms"` one AdamW learning rate and weight decay serve both.
+    Embeddings and the output head are matrices too but belong to Adam: say so with `muon_mask="hidden"`, or with
+    `dimension_numbers=flax_rules()`, which also reads the three axes of Flax's attention kernels. The authors train
+    matrices at 0.02 and the rest at 3e-4; with `scaling="rms"` one AdamW learning rate and weight decay serve both.
 
     Inside `jax.shard_map` a sharded matrix must be made whole first: call `update(grads, state, params,
     param_specs=specs)` with the (prefix) tree of the parameters' PartitionSpecs. Under `jax.jit` nothing is
