@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_zoo as zoo
 from tests.support import problem, trajectory
@@ -75,7 +75,7 @@ def test_the_first_velocity_is_not_weighed_by_beta() -> None:
 
 
 def test_the_first_velocity_over_devices() -> None:
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     tx = zoo.scale_by_gravity(init_std=1.0)
     split = {"w": PartitionSpec("data"), "b": PartitionSpec()}
     placed = jax.device_put(PARAMS, jax.tree.map(lambda spec: NamedSharding(mesh, spec), split))
