@@ -33,7 +33,8 @@ def from_json(kind: Any, value: Any, where: str = "") -> Any:
     """The `kind` that `to_json` turned into `value`.
 
     Args:
-      kind: a dataclass, `float`, `int`, `str`, `tuple[x, ...]`, `Mapping[str, x]`, `NDArray[x]`, or one or None.
+      kind: a dataclass, `float`, `int`, `str`, `tuple[x, ...]`, `Mapping[str, x]`, `np.ndarray[shape, np.dtype[x]]`,
+        or one or None.
       value: of JSON.
       where: how errors call it.
 

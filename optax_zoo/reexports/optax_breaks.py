@@ -6,7 +6,6 @@ _BREAKS: Mapping[str, Mapping[str, str]] = {
     "complex_leaves": {
         "squares of complex entries are taken as they are, without the conjugate": "adadelta simplified_ademamix",
         "jnp.clip refuses complex numbers": "adopt rprop",
-        "lax.clamp has no order of complex numbers, and XLA compiles it for some programs only": "mechanize",
         "magnitudes and maxima of complex entries are taken without the conjugate": "cocob",
         "the noise of a complex leaf is not that of its two real parts": "noisy_sgd",
         "complex parameters are refused without naming the method": "sm3",
