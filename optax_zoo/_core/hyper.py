@@ -54,11 +54,14 @@ def known_integer(name: str, value: object, interval: str, unknown: type = Array
             f"{speaker()}: {name} must be known when the state is made; name it in the static_args of"
             " optax.inject_hyperparams"
         )
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        check_range(name, value, interval)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{speaker()}: {name} must be an integer, got {value!r}")
-    return operator.index(cast(SupportsIndex, value))
+    refusal = TypeError(f"{speaker()}: {name} must be an integer, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | Array | np.ndarray):
+        raise refusal
+    check_range(name, value, interval)
+    try:
+        return operator.index(cast(SupportsIndex, value))
+    except TypeError:
+        raise refusal from None
 
 
 class StepSchedule(optax.schedules.StatefulSchedule):

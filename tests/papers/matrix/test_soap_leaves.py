@@ -201,6 +201,9 @@ def test_a_state_of_other_arguments_is_named() -> None:
         ({"precondition_frequency": 2.5}, ValueError, "soap: precondition_frequency must be a whole number, got 2.5"),
         ({"max_precond_dim": -1}, ValueError, r"soap: max_precond_dim must be in \[0, inf\), got -1"),
         ({"max_precond_dim": 2.5}, TypeError, "soap: max_precond_dim must be an integer, got 2.5"),
+        ({"max_precond_dim": np.array(-1)}, ValueError, r"soap: max_precond_dim must be in \[0, inf\), got -1"),
+        ({"max_precond_dim": np.array(2.5)}, TypeError, "soap: max_precond_dim must be an integer, got array"),
+        ({"max_precond_dim": True}, TypeError, "soap: max_precond_dim must be an integer, got True"),
         ({"max_precond_dim": None}, TypeError, "soap: max_precond_dim must be an integer, got None"),
     ],
 )
